@@ -28,9 +28,10 @@ def alarms(arms: pd.DataFrame) -> list[str]:
 
 def _decisions(arms: pd.DataFrame) -> Iterator[str]:
     """Yields the arms whose losses with the decisions of inference and of training differ beyond 1% and seed noise."""
+    of_setup = dict(list(arms.groupby("setup")))
     for arm in arms.dropna(subset=["val_loss_mean", "val_loss_training_decision"]).to_dict("records"):
         loss, training = arm["val_loss_mean"], arm["val_loss_training_decision"]
-        noise = seed_noise(arms, arm)
+        noise = seed_noise(of_setup[arm["setup"]], arm)
         if abs(loss / training - 1) > LEAST_SHIFT and abs(loss - training) > (noise or 0.0):
             spread = "seed noise not known" if noise is None else f"seed noise {noise:.4f}"
             yield (
@@ -45,9 +46,12 @@ def _drops(arms: pd.DataFrame) -> Iterator[str]:
 
     The two kinds of batches hold other t. Where dense was run, only what the loss rises more than that of dense counts.
     """
-    for arm in arms.dropna(subset=["dropped_share", "dropped_share_same_t", "val_loss_same_t_mean"]).to_dict("records"):
+    measured = arms.dropna(subset=["val_loss_same_t_mean"])
+    by_arm = {(arm["setup"], arm["arm"]): arm for arm in measured.to_dict("records")}
+    for arm in measured.dropna(subset=["dropped_share", "dropped_share_same_t"]).to_dict("records"):
         mixed, same = arm["dropped_share"], arm["dropped_share_same_t"]
-        rise, of_dense = _rise(arm), _rise_of_dense(arms, arm)
+        dense = by_arm.get((arm["setup"], arm["baseline"]))
+        rise, of_dense = _rise(arm), None if dense is None else _rise(dense)
         if same - mixed > LEAST_MORE_DROPPED and rise - (of_dense or 0.0) > LEAST_SHIFT:
             beside = "" if of_dense is None else f", dense by {of_dense:+z.1%}"
             yield (
@@ -61,17 +65,11 @@ def _rise(arm: dict[Any, Any]) -> float:
     return float(arm["val_loss_same_t_mean"] / arm["val_loss_mean"]) - 1
 
 
-def _rise_of_dense(arms: pd.DataFrame, arm: dict[Any, Any]) -> float | None:
-    dense = arms[(arms["setup"] == arm["setup"]) & (arms["arm"] == arm["baseline"])]
-    rises = [_rise(row) for row in dense.dropna(subset=["val_loss_same_t_mean"]).to_dict("records")]
-    return rises[0] if rises else None
-
-
 def seed_noise(arms: pd.DataFrame, arm: dict[Any, Any]) -> float | None:
-    """Returns the standard deviation of the loss over seeds: of the arm, else pooled over its setup, else None."""
+    """Returns the standard deviation of the loss over seeds: of the arm, else pooled over `arms`, else None."""
     if not is_missing(arm["val_loss_std"]):
         return float(arm["val_loss_std"])
-    others = arms[(arms["setup"] == arm["setup"]) & arms["val_loss_std"].notna()]
+    others = arms[arms["val_loss_std"].notna()]
     freedom = int((others["num_seeds"] - 1).sum())
     squares = float((others["val_loss_std"] ** 2 * (others["num_seeds"] - 1)).sum())
     return math.sqrt(squares / freedom) if freedom else None

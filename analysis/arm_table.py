@@ -67,12 +67,12 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     of_setup = dict(list(curves.groupby("setup")))
     diverged = diverged_table(records)
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
-    rows = []
+    lost, rows = set(diverged["run"]), []
     for setup, runs in both.groupby("setup", sort=False):
         baseline_of = baselines(runs[runs["val_loss"].notna()])
         reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), baseline_of)
         for label, _, _ in arm_list(runs):
-            row = _arm_row(runs[runs["arm"] == label], set(diverged["run"]))
+            row = _arm_row(runs[runs["arm"] == label], lost)
             rows.append(row | reached.get(label, NEVER) | {"baseline": baseline_of.get(label)})
     numbers = ["val_loss_std", "val_loss_low", "val_loss_high", *MEANS, *NEVER]
     arms = pd.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
@@ -133,11 +133,12 @@ def _images_to_dense_loss(curves: pd.DataFrame, baseline_of: Mapping[str, str]) 
         str(arm): (curve["images_seen"].to_list(), curve["loss"].to_list())
         for arm, curve in curves.groupby("arm", sort=False)
     }
+    ours = {arm: dense for arm, dense in baseline_of.items() if arm in by_arm}
+    targets = {dense: by_arm[dense][1][-1] for dense in ours.values()}
+    reached = {dense: reach(*by_arm[dense], target) for dense, target in targets.items()}
     found: dict[str, dict[str, float | None]] = {}
-    for arm, dense in baseline_of.items():
-        if arm in by_arm:
-            target = by_arm[dense][1][-1]
-            at, dense_images = reach(*by_arm[arm], target), reach(*by_arm[dense], target)
-            assert dense_images is not None
-            found[arm] = {"images_to_dense_loss": at, "times_sooner": None if at is None else dense_images / at}
+    for arm, dense in ours.items():
+        at, dense_images = reach(*by_arm[arm], targets[dense]), reached[dense]
+        assert dense_images is not None
+        found[arm] = {"images_to_dense_loss": at, "times_sooner": None if at is None else dense_images / at}
     return found

@@ -22,7 +22,7 @@ from typing import Any, Literal, cast
 
 import pandas as pd
 
-from analysis.baselines import same_shape
+from analysis.baselines import measured_from
 from analysis.comparable import OF_THE_CONDITION
 from analysis.equal_compute import EQUAL_COMPUTE, began_from_weights, with_lengths_alike
 from analysis.executed_flops import train_flops
@@ -179,9 +179,8 @@ def _name_arms(runs: pd.DataFrame, arm_columns: list[str]) -> dict[tuple[str, st
             arm = _dense_arm(run, one_of_each) if run["routing.name"] == "dense" else _sparse_arm(run, varying)
             if run["routing.name"] == "dense" and began[cast("int", run.name)]:  # a baseline begins from scratch
                 arm = Arm(f"{arm.label}, from {run[BEGAN_FROM]}", "dense_other")
-            if spent is not None and run["flops_before"] > 0:
-                arm = Arm(f"{arm.label}{_compute_beside_dense(run, one_of_each, spent)}", arm.kind)
             named.append(arm)
+        named = named if spent is None else _with_compute(named, one_of_each, spent)
         for key, arm in zip(one_of_each["arm_key"], _told_apart(named, one_of_each, arm_columns), strict=True):
             arms[str(setup), key] = arm
     return arms
@@ -196,15 +195,12 @@ def _told_apart(arms: list[Arm], runs: pd.DataFrame, columns: list[str]) -> list
     places: dict[str, list[int]] = {}
     for place, arm in enumerate(arms):
         places.setdefault(arm.label, []).append(place)
+    differing = {label: _differing(runs.iloc[alike], columns) for label, alike in places.items() if len(alike) > 1}
     unique: dict[str, Arm] = {}
     for place, arm in enumerate(arms):
         whole, number = arm.label, 1
-        if len(places[whole]) > 1:
-            alike = runs.iloc[places[whole]]
-            named = {name for name in columns if len(set(_texts(alike[name]))) > 1}
-            if set(alike["routing.name"]) == {"dense"}:
-                named.discard(PLACEMENT)  # which has no effect without sparse layers
-            whole = ", ".join([whole, *_parts(runs.iloc[place], named)])
+        if whole in differing:
+            whole = ", ".join([whole, *_parts(runs.iloc[place], differing[whole])])
         label = whole
         while label in unique:
             number += 1
@@ -213,20 +209,27 @@ def _told_apart(arms: list[Arm], runs: pd.DataFrame, columns: list[str]) -> list
     return list(unique.values())
 
 
-def _compute_beside_dense(run: pd.Series[Any], arms: pd.DataFrame, spent: pd.Series[float]) -> str:
-    """Says of a run that began from another one whether both together cost more or less than dense beside them.
+def _differing(runs: pd.DataFrame, columns: list[str]) -> set[str]:
+    """Returns the columns in which `runs` differ; where sparse layers would be has no effect on dense models."""
+    named = {name for name in columns if len(set(_texts(runs[name]))) > 1}
+    return named - {PLACEMENT} if set(runs["routing.name"]) == {"dense"} else named
 
-    A number would differ between sizes, and make an arm of each. Empty where a run from scratch costs as much, or where
-    none is dense.
+
+def _with_compute(arms: list[Arm], runs: pd.DataFrame, spent: pd.Series[float]) -> list[Arm]:
+    """Says of each arm that began from another run whether both cost more or less than its baseline (`baselines.py`).
+
+    Row i of `runs` is a run of arm i. A number would differ between sizes, and make an arm of each. Nothing is said
+    where a run from scratch costs as much, or where there is no baseline.
     """
-    scratch = arms[~began_from_weights(arms)]
-    dense = scratch[scratch["routing.name"] == "dense"]
-    ratios = spent[cast("int", run.name)] / spent[scratch.index]
-    if not len(dense) or ((ratios - 1).abs() <= EQUAL_COMPUTE).any():
-        return ""
-    alike = same_shape(dense, run)
-    ratio = ratios[(alike if len(alike) else dense).index[0]]
-    return f", {'more' if ratio > 1 else 'less'} compute than dense"
+    dense = runs[[arm.kind == "dense_same_depth" for arm in arms]]
+    from_scratch, named = spent[runs.index[~began_from_weights(runs)]], []
+    for arm, (place, run) in zip(arms, runs.iterrows(), strict=True):
+        ratios = spent[cast("int", place)] / from_scratch
+        if run["flops_before"] > 0 and not ((ratios - 1).abs() <= EQUAL_COMPUTE).any():
+            for at in measured_from(dense, run, takes_only=run["routing.name"] == "dense").index[:1]:
+                arm = Arm(f"{arm.label}, {'more' if ratios[at] > 1 else 'less'} compute than dense", arm.kind)
+        named.append(arm)
+    return named
 
 
 def _varying(runs: pd.DataFrame, columns: list[str]) -> set[str]:

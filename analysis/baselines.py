@@ -1,7 +1,7 @@
 """Finds the dense arm that an arm is measured from: the `Dense (same depth)` of its setup with its depth and width.
 
 A setup in which the depth is varied has dense arms of several depths, each of which is the baseline of the routed arms
-of its depth. Figures, tables, claims and alarms all ask here.
+of its depth. Figures, tables, claims, alarms and the names of arms all ask here.
 """
 
 from __future__ import annotations
@@ -26,19 +26,25 @@ def baselines(runs: pd.DataFrame) -> dict[str, str]:
     dense = arms[arms["arm_kind"] == "dense_same_depth"]
     found: dict[str, str] = {}
     for _, arm in arms.iterrows():
-        alike = same_shape(dense, arm)
         if arm["arm_kind"] == "dense_same_depth":
-            alike = alike[alike["arm"] == arm["arm"]]
-        elif alike.empty:
-            alike = same_shape(dense, arm, (DEPTH,))
-            if alike.empty and arm["arm_kind"] != "sparse" and len(dense) == 1:
-                alike = dense
-        if len(alike):
+            found[str(arm["arm"])] = str(arm["arm"])
+        elif len(alike := measured_from(dense, arm, takes_only=arm["arm_kind"] != "sparse")):
             found[str(arm["arm"])] = str(alike["arm"].iloc[0])
     return found
 
 
-def same_shape(runs: pd.DataFrame, like: pd.Series[Any], settings: Sequence[str] = SHAPE) -> pd.DataFrame:
+def measured_from(dense: pd.DataFrame, arm: pd.Series[Any], takes_only: bool) -> pd.DataFrame:
+    """Returns the rows of `dense` (one for each dense arm) of the depth and width of `arm`, else those of its depth.
+
+    With `takes_only` the only dense arm stands in where there is none of that depth. The result may be empty.
+    """
+    alike = _same_shape(dense, arm, SHAPE)
+    if alike.empty:
+        alike = _same_shape(dense, arm, (DEPTH,))
+    return dense if alike.empty and takes_only and len(dense) == 1 else alike
+
+
+def _same_shape(runs: pd.DataFrame, like: pd.Series[Any], settings: Sequence[str]) -> pd.DataFrame:
     """Returns those `runs` that have the `settings` of the run `like`; a table may lack a column."""
     is_alike = pd.Series(True, index=runs.index)
     for name in settings:

@@ -21,9 +21,8 @@ claim at 5%, is shown beside it. The intervals themselves are not corrected: eac
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -36,7 +35,6 @@ from analysis.equal_compute import began_from_weights
 from analysis.found_runs import BEGAN_FROM
 from analysis.seed_intervals import CONFIDENCE, Interval, difference
 
-Row = dict[Hashable, Any]
 ROUTER = "routing.name"
 MIN_SEEDS = 3
 SAME_T = "Dense, in the change from mixed batches to batches of one timestep"
@@ -166,9 +164,9 @@ def holds(p_value: float | None) -> bool:
 
 def _claims_of_setup(runs: pd.DataFrame) -> Iterator[PairedDifference]:
     setup = str(runs["setup"].iloc[0])
+    losses = {str(arm): values_by_seed(ours, str(arm), "val_loss") for arm, ours in runs.groupby("arm")}
     for arm, reference in arm_pairs(runs):
-        gap = difference(values_by_seed(runs, arm, "val_loss"), values_by_seed(runs, reference, "val_loss"))
-        yield PairedDifference(setup, arm, reference, gap)
+        yield PairedDifference(setup, arm, reference, difference(losses[arm], losses[reference]))
     yield from _claims_of_one_timestep(runs, setup)
 
 
@@ -177,11 +175,11 @@ def _claims_of_one_timestep(runs: pd.DataFrame, setup: str) -> Iterator[PairedDi
     changes = runs.assign(change=runs["val_loss_same_t"] - runs["val_loss"]).dropna(subset=["change"])
     arms, baseline_of = arm_list(changes), baselines(changes)
     dense = [label for label, router, _ in arms if router == "dense"]
+    by_arm = {str(arm): values_by_seed(ours, str(arm), "change") for arm, ours in changes.groupby("arm")}
     for label, router, _ in arms:
         reference = baseline_of.get(label) if baseline_of else next(iter(dense), None)
         if reference is not None and router != "dense":
-            gap = difference(values_by_seed(changes, label, "change"), values_by_seed(changes, reference, "change"))
-            yield PairedDifference(setup, label, SAME_T, gap)
+            yield PairedDifference(setup, label, SAME_T, difference(by_arm[label], by_arm[reference]))
 
 
 def arm_pairs(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -198,23 +196,25 @@ def _pairs_with_baselines(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     by_label = runs.drop_duplicates("arm").set_index("arm", drop=False)
     arms = by_label.loc[[label for label, _, _ in arm_list(runs)]]
     routed = arms[arms["arm_kind"] == "sparse"]
-    rows: list[Row] = routed.to_dict("records")
     baseline_of = baselines(runs)
     yield from ((arm, baseline_of[arm]) for arm in map(str, routed["arm"]) if arm in baseline_of)
     for reference in arms.loc[arms["arm_kind"] == "dense_same_active", "arm"]:
         yield from ((str(arm), str(reference)) for arm in routed["arm"])
     same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT, DEPTH]
-    by_router = {name: [row for row in rows if row[ROUTER] == name] for name in routed[ROUTER]}
-    yield from _alike(by_router.get("expert_choice", []), by_router.get("token_choice", []), [*same, BEGAN_FROM])
+    choices = [routed[routed[ROUTER] == name] for name in ("expert_choice", "token_choice")]
+    yield from _alike(*choices, [*same, BEGAN_FROM])
     began = began_from_weights(routed)
-    yield from _alike(routed[began].to_dict("records"), routed[~began].to_dict("records"), [*same, ROUTER])
+    yield from _alike(routed[began], routed[~began], [*same, ROUTER])
 
 
-def _alike(arms: list[Row], others: list[Row], same: list[str]) -> Iterator[tuple[str, str]]:
+def _alike(arms: pd.DataFrame, others: pd.DataFrame, same: list[str]) -> Iterator[tuple[str, str]]:
     """Yields the labels of an arm and another one where both have the same values; a table may lack a column."""
-    for ours, theirs in product(arms, others):
-        if all(setting_text(ours.get(name)) == setting_text(theirs.get(name)) for name in same):
-            yield str(ours["arm"]), str(theirs["arm"])
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for theirs in others.to_dict("records"):
+        alike.setdefault(tuple(setting_text(theirs.get(name)) for name in same), []).append(str(theirs["arm"]))
+    for ours in arms.to_dict("records"):
+        found = alike.get(tuple(setting_text(ours.get(name)) for name in same), [])
+        yield from ((str(ours["arm"]), reference) for reference in found)
 
 
 def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float]:
@@ -225,14 +225,17 @@ def values_by_seed(runs: pd.DataFrame, arm: str, column: str) -> dict[int, float
 
 def conclusion(table: pd.DataFrame, found: list[PairedDifference]) -> str:
     """Writes a paragraph for each setup of the run table: the scale, what is supported and what is not."""
-    return "\n\n".join(_sentence(runs, found) for _, runs in table.groupby("setup", sort=False))
+    of_setup: dict[str, list[PairedDifference]] = {}
+    for claim in found:
+        of_setup.setdefault(claim.setup, []).append(claim)
+    by_setup = table.groupby("setup", sort=False)
+    return "\n\n".join(_sentence(runs, of_setup.get(str(setup), [])) for setup, runs in by_setup)
 
 
-def _sentence(runs: pd.DataFrame, found: list[PairedDifference]) -> str:
+def _sentence(runs: pd.DataFrame, ours: list[PairedDifference]) -> str:
     runs, setup = runs[runs["val_loss"].notna()], runs["setup"].iloc[0]
     if runs.empty:
         return f"At {setup}, no run has a validation loss, so that nothing is compared."
-    ours = [claim for claim in found if claim.setup == setup]
     if not ours:
         return f"{_scale(runs)}, the data supports no conclusion: there are no two arms to compare."
     supported, unsupported = supported_differences(ours), unsupported_differences(ours)

@@ -71,7 +71,8 @@ def last_shared_measurement(measurements: pd.DataFrame, metric: str) -> pd.DataF
     """
     conditions = [tuple(_text(_condition(given, name)) for name in CONDITIONS) for given in measurements["settings"]]
     by_conditions = measurements.groupby(pd.Series(conditions, index=measurements.index, dtype=object), sort=False)
-    shared = [rows for _, rows in by_conditions if rows["run"].nunique() == measurements["run"].nunique()]
+    num_runs = measurements["run"].nunique()
+    shared = [rows for _, rows in by_conditions if rows["run"].nunique() == num_runs]
     if not shared:
         last = measurements.drop_duplicates("run", keep="last")
         require_same_conditions(last, metric)

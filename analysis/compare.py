@@ -61,9 +61,12 @@ class Comparison:
     notes: list[str]
 
 
-def compare(records: Records) -> Comparison:
-    """Compares the arms in `records`. Raises `RecordError` when the runs differ in data or validation set."""
-    table = run_table(records)
+def compare(records: Records, table: pd.DataFrame | None = None) -> Comparison:
+    """Compares the arms in `records`, whose run table is `table` where it was made before.
+
+    Raises `RecordError` when the runs differ in data or validation set.
+    """
+    table = run_table(records) if table is None else table
     arms = arm_table(records, table)
     found = claims(table)
     notes = list(_notes(records, table, arms, found))

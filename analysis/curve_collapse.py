@@ -13,8 +13,9 @@ it count little; the first fifth of training is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,17 +79,17 @@ def collapses(records: Records, table: pd.DataFrame) -> list[Collapse]:
 
     Raises `MissingDataError` where no arm has them, or where curves have too few evaluations to be compared.
     """
-    curves = validation_curves(records, table)
-    found = [each for condition, runs in condition_families(table) for each in _of_condition(condition, runs, curves)]
+    by_run = dict(list(validation_curves(records, table).groupby("run", sort=False)))
+    found = [each for condition, runs in condition_families(table) for each in _of_condition(condition, runs, by_run)]
     if not found:
         raise MissingDataError("No arm has validation curves of two sizes or lengths to compare.", WAY_OUT)
     return found
 
 
-def _of_condition(condition: str, runs: pd.DataFrame, curves: pd.DataFrame) -> Iterator[Collapse]:
+def _of_condition(condition: str, runs: pd.DataFrame, by_run: Mapping[Any, pd.DataFrame]) -> Iterator[Collapse]:
     for arm, ours in runs.groupby("arm", sort=False):
         floor = _floor(ours)
-        normal = pd.concat([_normalised(curves[curves["run"] == run], floor) for run in ours["run"]])
+        normal = pd.concat([_normalised(by_run[run], floor) for run in ours["run"]])
         if normal["setup"].nunique() >= MIN_CELLS:
             cells = normal.groupby(["setup", "share"], sort=False, as_index=False).agg(
                 flops=("flops", "mean"), loss=("loss", "mean"), num_seeds=("run", "nunique")

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.executed_flops import after_parents, flops_at
-from analysis.load_records import Records
+from analysis.executed_flops import after_parents, flops_at, interpolated
+from analysis.load_records import Records, rows_of
 
 AXES = ("images_seen", "flops", "seconds")
 HIDDEN_SHARE = 0.3
@@ -32,7 +32,8 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Returns `setup`, `arm`, `seed`, `run`, `images_seen`, `flops`, `seconds` and `loss` of the raw weights.
 
     Images and FLOPs include those on which the first weights were trained (`executed_flops.py`). `seconds` count the
-    training of the run itself without evaluation. They are interpolated in `steps` at the images of each evaluation.
+    training of the run itself without evaluation. They are interpolated in `steps` at the images of each evaluation,
+    and missing where a run took no steps, because it was merged from others.
     """
     evals = records.evals
     curves = evals[(evals["metric"] == "val_loss") & (evals["weights"] == "raw")].rename(columns={"value": "loss"})
@@ -40,7 +41,7 @@ def validation_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     curves = about_runs.merge(curves[["run", "images_seen", "loss"]], on="run", sort=False)
     curves = curves.sort_values(["run", "images_seen"], kind="stable")
     curves["flops"] = flops_at(curves, runs, records.steps)
-    curves["seconds"] = _seconds_at(curves, records.steps)
+    curves["seconds"] = interpolated(curves, records.steps, "seconds", pd.Series(0.0, index=curves.index))
     return after_parents(curves, runs).reset_index(drop=True)
 
 
@@ -48,7 +49,8 @@ def training_curves(records: Records, runs: pd.DataFrame) -> pd.DataFrame:
     """Returns the columns of `validation_curves` with training losses, from the rows of `steps`."""
     about_runs = runs[["run", "setup", "arm", "seed"]]
     columns = ["run", "images_seen", "flops", "seconds", "loss"]
-    return after_parents(about_runs.merge(records.steps[columns], on="run", sort=False), runs)
+    steps = rows_of(runs, records.steps[columns])
+    return after_parents(about_runs.merge(steps, on="run", sort=False), runs)
 
 
 def mean_over_seeds(curves: pd.DataFrame) -> pd.DataFrame:
@@ -126,17 +128,3 @@ def smooth(values: Sequence[float], num_values: int) -> np.ndarray[tuple[int], n
     """Returns the centred running mean over `num_values`, and over fewer values at the ends."""
     series = pd.Series(values, dtype=float)
     return series.rolling(num_values, center=True, min_periods=1).mean().to_numpy()
-
-
-def _seconds_at(curves: pd.DataFrame, steps: pd.DataFrame) -> pd.Series[float]:
-    """Interpolates training seconds at `images_seen` of each row, from 0 through the rows of `steps`.
-
-    They are missing where a run took no steps, because it was merged from others.
-    """
-    of_run = dict(list(steps.groupby("run", sort=False)))
-    seconds = pd.Series(np.nan, index=curves.index)
-    for run, group in curves[curves["run"].isin(of_run)].groupby("run", sort=False):
-        rows = of_run[run]
-        images, spent = (np.append(0.0, rows[column].to_numpy()) for column in ("images_seen", "seconds"))
-        seconds[group.index] = np.interp(group["images_seen"], images, spent)
-    return seconds

@@ -10,7 +10,7 @@ rate differs from that of the other seeds, so it forms a setup of its own and is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,15 @@ COLUMNS = [
     "retried_by", "retry_rate", "retry_state",
 ]  # fmt: skip
 """The columns of the table of runs that diverged which do not depend on the settings of the runs."""
+Repeats = dict[tuple[Path, str], tuple[int, dict[str, Any]]]
+"""The number and the columns of the run that repeats another one, by the folder and the name of that."""
 MOST_NAMED = 4
 """The number of runs that a note names; the others are only counted."""
 
 
 def finished_arms(records: Records) -> pd.DataFrame:
     """Returns `records.runs` with the columns of `with_arms`, named together with the runs that diverged."""
-    return _with_labels(records.runs, _labels(records)) if records.diverged else with_arms(records.runs)
+    return _with_labels(records.runs, records.once(_labels)) if records.diverged else with_arms(records.runs)
 
 
 def diverged_table(records: Records) -> pd.DataFrame:
@@ -47,12 +49,7 @@ def diverged_table(records: Records) -> pd.DataFrame:
     """
     if records.diverged is None:
         return pd.DataFrame(columns=COLUMNS)
-    table = _with_labels(records.diverged.runs, _labels(records))
-    curves = validation_curves(records.diverged, table).drop_duplicates("run", keep="last").set_index("run")
-    for column in LAST:
-        table[f"last_{column}"] = table["run"].map(curves[column]).astype(float)
-    retries = [_retry(row, records) for row in table.to_dict("records")]
-    return pd.concat([table, pd.DataFrame(retries, index=table.index)], axis=1)
+    return records.once(_diverged_table).copy()
 
 
 def shown_with(diverged: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -95,18 +92,35 @@ def _with_labels(runs: pd.DataFrame, labels: pd.DataFrame) -> pd.DataFrame:
     return ordered.assign(**{name: ours[name].to_numpy() for name in LABELS}).reset_index(drop=True)
 
 
-def _retry(row: dict[Any, Any], records: Records) -> dict[str, Any]:
-    """Finds the run that repeats the run of `row`: a finished one before one that diverged again."""
-    names = {row["name"], Path(row["run"]).name}
+def _diverged_table(records: Records) -> pd.DataFrame:
     assert records.diverged is not None
-    for state, runs in (("done", records.runs), ("diverged", records.diverged.runs)):
-        ours = runs[runs["retry_of"].isin(names) & _beside(runs["run"], row["run"])]
-        if len(ours):
-            last = ours.iloc[-1]
-            return {"retried_by": last["name"], "retry_rate": float(last[RATE]), "retry_state": state}
-    return {"retried_by": "", "retry_rate": float("nan"), "retry_state": ""}
+    table = _with_labels(records.diverged.runs, records.once(_labels))
+    curves = validation_curves(records.diverged, table).drop_duplicates("run", keep="last").set_index("run")
+    for column in LAST:
+        table[f"last_{column}"] = table["run"].map(curves[column]).astype(float)
+    repeats = _repeats(records)
+    retries = [_retry(row, repeats) for row in table.to_dict("records")]
+    return pd.concat([table, pd.DataFrame(retries, index=table.index)], axis=1)
 
 
-def _beside(runs: pd.Series[str], run: str) -> pd.Series[bool]:
-    """Says which `runs` lie in the folder that holds `run`, as names are unique in a sweep only."""
-    return runs.map(lambda each: Path(each).parent == Path(run).parent).astype(bool)
+def _repeats(records: Records) -> Repeats:
+    """Finds the runs that repeat others, and numbers them: first those that diverged again, then the finished ones."""
+    assert records.diverged is not None
+    parts = (("diverged", records.diverged.runs), ("done", records.runs))
+    rows = [(state, row) for state, runs in parts for row in runs[runs["retry_of"].notna()].to_dict("records")]
+    return {
+        (Path(row["run"]).parent, row["retry_of"]): (
+            number,
+            {"retried_by": row["name"], "retry_rate": float(row[RATE]), "retry_state": state},
+        )
+        for number, (state, row) in enumerate(rows)
+    }
+
+
+def _retry(row: Mapping[Any, Any], repeats: Repeats) -> dict[str, Any]:
+    """Returns what repeats the run of `row`, the last of several. Names are unique in a sweep only."""
+    run = Path(row["run"])
+    found = [repeats[run.parent, name] for name in {row["name"], run.name} if (run.parent, name) in repeats]
+    if not found:
+        return {"retried_by": "", "retry_rate": float("nan"), "retry_state": ""}
+    return max(found, key=lambda each: each[0])[1]

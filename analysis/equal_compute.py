@@ -39,9 +39,9 @@ def with_lengths_alike(runs: pd.DataFrame, held: Sequence[str]) -> pd.DataFrame:
     others = [name for name in held if name != LENGTH]
     texts = pd.Series([json.dumps(row, default=str) for row in runs[others].to_dict("records")], index=runs.index)
     spent, alike = train_flops(runs), runs.copy()
+    from_scratch = texts[~began].groupby(texts[~began]).groups
     for run in runs.index[began]:
-        same = runs.index[~began & (texts == texts[run])]
-        gaps = (spent[same] / spent[run] - 1).abs()
+        gaps = (spent[from_scratch.get(texts[run], [])] / spent[run] - 1).abs()
         if len(gaps) and gaps.min() <= EQUAL_COMPUTE:
             alike.loc[run, LENGTH] = runs.loc[gaps.idxmin(), LENGTH]
     return alike

@@ -47,11 +47,30 @@ def flops_at(curves: pd.DataFrame, runs: pd.DataFrame, steps: pd.DataFrame) -> p
     before = curves["run"].map(runs.set_index("run")["flops_before"]).astype(float)  # of no curves it would be of texts
     flops = curves["images_seen"] * per_image.astype(float) + before
     executed = set(runs.loc[runs["executed_train_flops_per_image"].notna(), "run"])
-    for run, group in curves[curves["run"].isin(executed)].groupby("run", sort=False):
-        rows = steps[steps["run"] == run]
-        images, spent = np.append(0.0, rows["images_seen"].to_numpy()), np.append(before[group.index[0]], rows["flops"])
-        flops[group.index] = np.interp(group["images_seen"], images, spent)
+    if executed:
+        ours = curves[curves["run"].isin(executed)]
+        flops[ours.index] = interpolated(ours, steps, "flops", before[ours.index])
     return flops
+
+
+def interpolated(curves: pd.DataFrame, steps: pd.DataFrame, column: str, first: pd.Series[float]) -> pd.Series[float]:
+    """Returns a column of `steps` at `images_seen` of each row of `curves`, missing where a run has no steps.
+
+    It is interpolated between the rows of the run, from `first` at 0 images. The millions of rows that `steps` may have
+    are sorted by run once, because looking for those of each run would take as often as there are runs.
+    """
+    run_of_row, names = pd.factorize(steps["run"])
+    ends = np.cumsum(np.bincount(run_of_row, minlength=len(names)))
+    rows_by_run = dict(zip(names, np.split(np.argsort(run_of_row, kind="stable"), ends)[:-1], strict=True))
+    images, values = steps["images_seen"].to_numpy(), steps[column].to_numpy()
+    at, start = curves["images_seen"].to_numpy(), first.to_numpy()
+    found = np.full(len(curves), np.nan)
+    for run, places in curves.groupby("run", sort=False).indices.items():
+        if run in rows_by_run:
+            rows = rows_by_run[run]
+            known = np.append(0.0, images[rows]), np.append(start[places[0]], values[rows])
+            found[places] = np.interp(at[places], *known)
+    return pd.Series(found, index=curves.index)
 
 
 def train_flops(runs: pd.DataFrame) -> pd.Series[float]:

@@ -102,17 +102,14 @@ class FinalTables:
 
     def markdown(self) -> str:
         """Returns both tables as Markdown."""
-        cells = [[_text(column, row[column.key]) for column in self.run_columns] for _, row in self.runs.iterrows()]
-        arms = [[_text(column, row[column.key]) for column in self.arm_columns] for _, row in self.arms.iterrows()]
+        cells, arms = _texts(self.runs, self.run_columns), _texts(self.arms, self.arm_columns)
         parts = [
             "## Runs\n", markdown([column.title for column in self.run_columns], cells),
             "## Over seeds\n", markdown([column.title for column in self.arm_columns], arms),
         ]  # fmt: skip
         if len(self.diverged):
-            lost = [
-                [_text(column, row[column.key]) for column in DIVERGED_COLUMNS] for _, row in self.diverged.iterrows()
-            ]
-            parts += ["## Diverged\n", markdown([column.title for column in DIVERGED_COLUMNS], lost)]
+            titles = [column.title for column in DIVERGED_COLUMNS]
+            parts += ["## Diverged\n", markdown(titles, _texts(self.diverged, DIVERGED_COLUMNS))]
         return "\n".join(parts)
 
 
@@ -122,6 +119,11 @@ def final_tables(records: Records) -> FinalTables:
     runs = run_rows(records, table)
     columns = [column for column in columns_with_scores(runs) if column.key in runs and column.key != SPREAD]
     return FinalTables(runs, columns, arm_table(records, table), diverged_table(records))
+
+
+def _texts(rows: pd.DataFrame, columns: Sequence[Column]) -> list[list[str]]:
+    kept = rows[[column.key for column in columns]].to_dict("records")
+    return [[_text(column, row[column.key]) for column in columns] for row in kept]
 
 
 def _text(column: Column, value: Any) -> str:
@@ -215,7 +217,7 @@ def _column(metric: str, weights: str, ema_width: float | None) -> str:
 def _for_parquet(table: pd.DataFrame) -> pd.DataFrame:
     """Gives each column one type, which Parquet needs: a column that mixes numbers and words becomes words."""
     # A setting such as `routing.group_images` is a number in some runs and `batch` in others.
-    mixed = [str(name) for name in table if _kinds(table[name]) > 1 and table[name].dtype == object]
+    mixed = [str(name) for name in table if table[name].dtype == object and _kinds(table[name]) > 1]
     return table.assign(
         **{name: table[name].map(lambda value: None if pd.isna(value) else str(value)) for name in mixed}
     )

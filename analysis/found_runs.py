@@ -122,6 +122,7 @@ def _described(run: RunDir, record: RunRecord, status: Status) -> FinishedRun:
     seen = {"images_seen": status.images_seen, "peak_memory_gib": status.peak_memory_gib}
     without_effect = (*WITHOUT_EFFECT, KEY_OF_PLACEMENT) if config.routing.name == "dense" else WITHOUT_EFFECT
     compared = sorted((key, value) for key, value in settings.items() if not key.startswith(without_effect))
+    facts["versions"] = ", ".join(f"{name} {text}" for name, text in sorted(record.versions.items()))
     row = {"run": str(run.path), **seen, **facts, TRUNK: trunk_of(record.config.get("optim", {}), compared), **settings}
     compared += [("train.init_fingerprint", fingerprint)] if fingerprint else []
     balance_loss = (status.balance_loss or "mean over layers") if config.has_balance_losses else None

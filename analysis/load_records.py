@@ -21,7 +21,7 @@ because no table needs them and each run has a file of its own for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ import pandas as pd
 
 from analysis.executed_flops import as_executed
 from analysis.found_runs import BEGAN_FROM, IMPORTED, DivergedRun, FinishedRun, LeftOutRecord
-from analysis.read_rows import RowTable, as_table, read_file
+from analysis.read_rows import ReadFile, RowTable, as_table, read_file
 from analysis.read_runs import Found, read_runs
 from analysis.shared_measure import has_another_loss, measure_note, on_shared_measure
 from analysis.wandb_runs import fetch_project
@@ -39,6 +39,7 @@ from experiments.records.record_types import BALANCE_LOSS, RoutingRow
 from experiments.records.run_folder import RunDir, Skipped, find_runs
 
 AnyRun = TypeVar("AnyRun", FinishedRun, DivergedRun)
+Made = TypeVar("Made")
 
 FROM_SCRATCH = "scratch"
 """The word for runs without a parent in a column that says what the parent was."""
@@ -63,6 +64,14 @@ class Records:
     evals: pd.DataFrame
     left_out: tuple[LeftOutRecord, ...]
     diverged: Records | None = None
+    _made: dict[Callable[..., Any], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, make: Callable[[Records], Made]) -> Made:
+        """Returns what `make` makes of these records. It is made once, however many tables and figures ask for it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        made: Made = self._made[make]
+        return made
 
 
 def load_records(
@@ -106,7 +115,7 @@ def load_records(
     cells, _ = _without_copies(cells)
     defaults = _defaults_of([*(each.row for each in kept), *(each.row for each in cells)])
     runs = _with_defaults(pd.DataFrame([each.row for each in kept]), defaults)
-    steps, evals = (_only(runs, table.frame) for table in tables)
+    steps, evals = (rows_of(runs, table.frame) for table in tables)
     runs, steps = as_executed(runs, steps)
     copied = {each.run for each in (*copies, *of_another)}
     rows_left_out = [LeftOutRecord(*entry) for table in tables for entry in table.left_out if entry[0] not in copied]
@@ -144,11 +153,24 @@ def _with_defaults(runs: pd.DataFrame, defaults: Mapping[str, Any]) -> pd.DataFr
     return runs.assign(**missing).fillna(dict(defaults))
 
 
-def read_routing(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
-    """Reads the rows of `routing.jsonl` of the runs in `records`, and lists what could not be used."""
-    runs = [RunDir(Path(run)) for run in records.runs["run"]]
-    table = as_table([str(run.path) for run in runs], [read_file(run.routing, RoutingRow) for run in runs], RoutingRow)
+def read_routing(records: Records, at_end: bool = False) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
+    """Reads the rows of `routing.jsonl` of the runs in `records`, and lists what could not be used.
+
+    With `at_end` only the rows at the end of each run are kept, since all of many runs would take gigabytes.
+    """
+    runs = list(records.runs["run"])
+    ends = records.runs["images_seen"] if at_end else [None] * len(runs)
+    table = as_table(runs, [_routing_at(end, run) for end, run in zip(ends, runs, strict=True)], RoutingRow)
     return table.frame.assign(run=table.frame["run"].astype("str")), [LeftOutRecord(*entry) for entry in table.left_out]
+
+
+def _routing_at(images: int | None, run: str) -> ReadFile:
+    """Returns the rows of routing of one run after so many images, or all of them for None."""
+    file = read_file(RunDir(Path(run)).routing, RoutingRow)
+    if images is None:
+        return file
+    is_there = file.columns["images_seen"] == images
+    return ReadFile({name: values[is_there] for name, values in file.columns.items()}, file.left_out)
 
 
 def _existing_runs(roots: Sequence[Path], skipped: Skipped) -> list[RunDir]:
@@ -220,8 +242,8 @@ def _diverged_records(
     if not found:
         return None
     runs = _with_defaults(pd.DataFrame([each.row for each in found]), defaults)
-    runs, kept = as_executed(runs, _only(runs, steps.frame))
-    return Records(runs, kept, _only(runs, evals.frame), ())
+    runs, kept = as_executed(runs, rows_of(runs, steps.frame))
+    return Records(runs, kept, rows_of(runs, evals.frame), ())
 
 
 def _without_final_loss(finished: list[FinishedRun], steps: pd.DataFrame, evals: pd.DataFrame) -> list[LeftOutRecord]:
@@ -243,7 +265,7 @@ def _without_final_loss(finished: list[FinishedRun], steps: pd.DataFrame, evals:
     return left_out
 
 
-def _only(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+def rows_of(runs: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """Keeps the rows that belong to `runs`. It tests each run once and not each row, as texts are slow to compare."""
     run_of_row, names = pd.factorize(rows["run"])
     is_kept = names.isin(runs["run"])

@@ -17,8 +17,9 @@ towards 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from statistics import fmean
 from typing import NamedTuple
 
@@ -37,6 +38,8 @@ NUM_LOSSES = 200
 """The number of losses at which the distance between two curves is evaluated, for the mean over the losses."""
 
 Floats = NDArray[np.float64]
+CurvesOf = Callable[[str, str], dict[int, "Curve"]]
+"""Returns the smooth curves of an arm over an axis by seed."""
 
 
 class Curve(NamedTuple):
@@ -81,17 +84,19 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
     Raises `MissingDataError` where no setup has two arms to compare.
     """
     curves = validation_curves(records, table)
+    of_setup = dict(list(curves.groupby("setup", sort=False)))
     found = []
     for setup, runs in table.groupby("setup", sort=False):
-        ours = curves[curves["setup"] == setup]
+        curves_of = _smooth_curves(of_setup.get(setup, curves.iloc[:0]))
+        differing = [name for name in MEASURED_ON if first_difference(name, runs[name], runs["run"])]
         for arm, reference in arm_pairs(runs):
             trunk = trunks(runs[runs["arm"] == arm])[0]
             for axis in AXES:
-                differs = _machines_differ(runs, arm, reference) if axis == "seconds" else None
+                differs = _machines_differ(runs, differing, arm, reference) if axis == "seconds" else None
                 found.append(
                     Multiplier(str(setup), arm, reference, axis, None, None, None, None, differs)
                     if differs
-                    else replace(_multiplier(str(setup), arm, reference, axis, ours), trunk=trunk)
+                    else replace(_multiplier(str(setup), arm, reference, axis, curves_of), trunk=trunk)
                 )
     if not found:
         raise MissingDataError("No setup has two routings to compare.", "Run some with: ecdit sweep routing_comparison")
@@ -100,7 +105,10 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
 
 def shift(ours: Curve, theirs: Curve) -> Shift | None:
     """Returns the log distance between two curves over the losses that both reach, or None where there are none."""
-    ours, theirs = (Curve(curve.x, denoised(*curve).tolist()) for curve in (ours, theirs))
+    return _shift(_smooth(ours), _smooth(theirs))
+
+
+def _shift(ours: Curve, theirs: Curve) -> Shift | None:
     high, low = min(max(ours.loss), max(theirs.loss)), max(ours.loss[-1], theirs.loss[-1])
     if low >= high:
         return None
@@ -145,10 +153,13 @@ def over_setups(found: Sequence[Multiplier]) -> pd.DataFrame:
     logarithms of the setups' means; the seeds of one setup share what it deviates. Setups of one trunk share it too:
     their mean counts, and they are one in `num_setups`. Only pairs of arms with several setups have a row.
     """
-    known = [each for each in found if each.factor is not None]
+    known: dict[tuple[str, str, str], list[Multiplier]] = {}
+    for each in found:
+        if each.factor is not None:
+            known.setdefault((each.arm, each.reference, each.axis), []).append(each)
     rows = []
-    for pair in dict.fromkeys((each.arm, each.reference, each.axis) for each in known):
-        at = geometric_mean(_logs_by_unit(each for each in known if (each.arm, each.reference, each.axis) == pair))
+    for pair, of_setups in known.items():
+        at = geometric_mean(_logs_by_unit(of_setups))
         if at.low is not None:
             about = dict(zip(("arm", "reference", "axis"), pair, strict=True))
             rows.append({**about, "factor": at.mean, "factor_low": at.low, "factor_high": at.high,
@@ -169,10 +180,10 @@ def _p_values(found: Sequence[Multiplier]) -> list[float | None]:
     return [None if each.factor is None else each.factor.p_value for each in found]
 
 
-def _multiplier(setup: str, arm: str, reference: str, axis: str, curves: pd.DataFrame) -> Multiplier:
-    ours, theirs = _by_seed(curves, arm, axis), _by_seed(curves, reference, axis)
+def _multiplier(setup: str, arm: str, reference: str, axis: str, curves_of: CurvesOf) -> Multiplier:
+    ours, theirs = curves_of(arm, axis), curves_of(reference, axis)
     seeds = [seed for seed in ours if seed in theirs]
-    shifts = {seed: shift(ours[seed], theirs[seed]) for seed in seeds}
+    shifts = {seed: _shift(ours[seed], theirs[seed]) for seed in seeds}
     known = [each for each in shifts.values() if each is not None]
     if not seeds or len(known) < len(seeds):
         refusal = _refusal(arm, reference, [seed for seed in seeds if shifts[seed] is None])
@@ -182,10 +193,13 @@ def _multiplier(setup: str, arm: str, reference: str, axis: str, curves: pd.Data
     return Multiplier(setup, arm, reference, axis, geometric_mean(factor), geometric_mean(at_lowest), low, high)
 
 
-def _machines_differ(runs: pd.DataFrame, arm: str, reference: str) -> str | None:
-    """Returns why the seconds of two arms are not comparable, or None if they were measured on equal machines."""
+def _machines_differ(runs: pd.DataFrame, differing: Sequence[str], arm: str, reference: str) -> str | None:
+    """Returns why the seconds of two arms are not comparable, or None if they were measured on equal machines.
+
+    `differing` are those of `MEASURED_ON` in which any of `runs` differ.
+    """
     ours = runs[runs["arm"].isin([arm, reference])]
-    found = (first_difference(name, ours[name], ours["run"]) for name in MEASURED_ON)
+    found = (first_difference(name, ours[name], ours["run"]) for name in differing)
     difference = next(filter(None, found), None)
     return difference and f"{difference} Their seconds are not comparable."
 
@@ -204,10 +218,23 @@ def _refusal(arm: str, reference: str, without: Sequence[int]) -> str:
     return f"The curves of {arm} and {reference} reach no loss in common ({seeds})."
 
 
-def _by_seed(curves: pd.DataFrame, arm: str, axis: str) -> dict[int, Curve]:
-    ours = curves[(curves["arm"] == arm) & (curves[axis] > 0)]
-    runs = [run for _, run in ours.groupby("seed")]
-    return {int(run["seed"].iloc[0]): Curve(run[axis].to_list(), run["loss"].to_list()) for run in runs}
+def _smooth_curves(curves: pd.DataFrame) -> CurvesOf:
+    """Returns the smooth curves of one setup by arm and axis; each is made once, although several pairs have it."""
+    by_arm: dict[str, dict[int, pd.DataFrame]] = {}
+    for (arm, _), run in curves.groupby(["arm", "seed"]):
+        by_arm.setdefault(str(arm), {})[int(run["seed"].iloc[0])] = run
+
+    @cache
+    def of(arm: str, axis: str) -> dict[int, Curve]:
+        runs = {seed: run[run[axis] > 0] for seed, run in by_arm.get(arm, {}).items()}
+        kept = {seed: run for seed, run in runs.items() if len(run)}
+        return {seed: _smooth(Curve(run[axis].to_list(), run["loss"].to_list())) for seed, run in kept.items()}
+
+    return of
+
+
+def _smooth(curve: Curve) -> Curve:
+    return Curve(curve.x, denoised(*curve).tolist())
 
 
 def _log_x_at(losses: Floats, curve: Curve) -> Floats:

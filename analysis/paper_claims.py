@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from analysis.baselines import baselines, same_shape
+from analysis.baselines import baselines, measured_from
 from analysis.claims import values_by_seed, with_corrected_verdicts
 from analysis.curves import reach, validation_curves
 from analysis.load_records import MissingDataError, Records
@@ -219,7 +219,8 @@ def _level(form: ClaimForm, pair: _Pair, column: str, missing: str) -> PaperClai
 def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
     """Tests claim 3: expert choice of every setup against dense of the next larger preset, all else equal.
 
-    Where the larger preset has dense arms of several depths, the one of our depth is the reference.
+    Where the larger preset has several dense arms, the one of our depth is the reference (`baselines.py`), and the only
+    one whatever its depth, as larger presets are deeper.
     """
     timed = table[table[INFERENCE].notna()]
     studies = [setup.removeprefix(preset) for setup, preset in zip(timed["setup"], timed["model.name"], strict=True)]
@@ -230,10 +231,9 @@ def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
             ours, theirs = runs[runs["setup"] == smaller], dense[dense["setup"] == larger]
             for arm in _arms(ours, "expert_choice"):
                 run = ours[ours["arm"] == arm].iloc[0]
-                alike = theirs if theirs["arm"].nunique() == 1 else same_shape(theirs, run)
-                if len(alike):
+                for reference in measured_from(theirs.drop_duplicates("arm"), run, takes_only=True)["arm"].iloc[:1]:
                     name = f"{smaller}: {arm} against {larger}: Dense"
-                    yield _share_of_time(_Pair(name, ours, arm, alike, str(alike["arm"].iloc[0])))
+                    yield _share_of_time(_Pair(name, ours, arm, theirs, str(reference)))
 
 
 def _share_of_time(pair: _Pair) -> PaperClaim:

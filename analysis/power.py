@@ -14,6 +14,7 @@ they say nothing more about the runs that were made.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from scipy import optimize, stats
 
@@ -45,6 +46,7 @@ def power(
     return float(stats.nct.sf(limit, freedom, shift) + wrong_sign)
 
 
+@lru_cache(maxsize=1 << 16)  # a report asks several times for each gap, and an answer takes milliseconds
 def seeds_needed(gap: Interval, significance: float = 1 - CONFIDENCE) -> int | None:
     """Returns the fewest seeds an arm that find a gap of this size and spread with `POWER`.
 

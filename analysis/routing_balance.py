@@ -18,9 +18,16 @@ COLUMNS = ("max_violation", "pair_usage")
 
 def with_balance(records: Records, table: pd.DataFrame) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
     """Returns the run table with `COLUMNS` (missing where not recorded), and the rows that could not be read."""
-    rows, left_out = read_routing(records)
-    rows = rows[rows["condition"] == "mixed_t"].merge(table[["run", "images_seen"]], on=["run", "images_seen"])
-    violations = [len(load) * max(load) - 1 for load in rows["load"]]
-    means = rows.assign(max_violation=pd.Series(violations, index=rows.index, dtype="float64")).groupby("run")
+    rows, left_out = records.once(_last_rows)
+    means = rows.merge(table[["run", "images_seen"]], on=["run", "images_seen"]).groupby("run")
     found = {name: table["run"].map(means[name].mean()).astype("float64") for name in COLUMNS}
     return table.assign(**found), left_out
+
+
+def _last_rows(records: Records) -> tuple[pd.DataFrame, list[LeftOutRecord]]:
+    """Returns `COLUMNS` by run and routed layer, and the rows that could not be read."""
+    rows, left_out = read_routing(records, at_end=True)
+    rows = rows[rows["condition"] == "mixed_t"]
+    violations = [len(load) * max(load) - 1 for load in rows["load"]]
+    rows = rows.assign(max_violation=pd.Series(violations, index=rows.index, dtype="float64"))
+    return rows[["run", "images_seen", *COLUMNS]], left_out

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 from scipy import stats
@@ -97,6 +98,7 @@ def _welch(ours: list[float], theirs: list[float]) -> Interval:
     )  # fmt: skip
 
 
+@lru_cache(maxsize=1 << 10)  # thousands of intervals have the same few degrees of freedom
 def _t_quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 

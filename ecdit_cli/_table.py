@@ -65,11 +65,12 @@ def _fitted(rows: Sequence[Row], columns: Sequence[Column], width: int) -> tuple
     """Returns the columns that fit, and their widths."""
     shown = list(columns)
     full = {id(column): _full_width(rows, column) for column in columns}
+    are_numbers = {id(column): column.is_number(rows) for column in columns}
     least = max(SHORTEST, min(LONGEST_LEAST, width // 4))
     while True:
         widths = [full[id(column)] for column in shown]
         lowest = [
-            each if column.is_number(rows) else min(each, least) for column, each in zip(shown, widths, strict=True)
+            each if are_numbers[id(column)] else min(each, least) for column, each in zip(shown, widths, strict=True)
         ]
         room = width - AROUND - BETWEEN * (len(shown) - 1)
         if sum(lowest) <= room or len(shown) == 1:

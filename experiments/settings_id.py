@@ -49,8 +49,9 @@ def counted_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_settings_id(identity: str, settings: Mapping[str, Any]) -> bool:
     """Returns whether `identity` is that of `settings`, now or in versions that ignored the number of processes."""
-    without_processes = {name: value for name, value in settings.items() if name != "parallel"}
-    return identity in (settings_id(settings), settings_id(without_processes))
+    if identity == settings_id(settings):
+        return True
+    return identity == settings_id({name: value for name, value in settings.items() if name != "parallel"})
 
 
 def dotted(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,7 @@ def answer_blocks(
 
     The pairs of arms are those of the last setup of `runs`, which is sorted so that the largest comes last.
     """
-    setups = [conclusion(of_setup, list(claims)) for _, of_setup in runs.groupby("setup", sort=False)]
+    setups = conclusion(runs, list(claims)).split("\n\n")
     setups += filter(None, [correction(claims)])
     largest = str(runs["setup"].iloc[-1])
     blocks: list[Block] = [_list(setups, "What the data supports")]

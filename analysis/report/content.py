@@ -29,7 +29,7 @@ from analysis.report.document import Block, Bullets, Paragraph, Report, Section,
 from analysis.report.laws import Law, laws
 from analysis.report.pictures import Pictures
 from analysis.report.reproduction import reproduction_blocks
-from analysis.report.run_rows import columns_with_scores, run_rows, whole
+from analysis.report.run_rows import columns_with_scores, whole
 from analysis.report.verdicts import found_multipliers, verdict_blocks
 from analysis.run_table import INFERENCE, significant, with_losses
 from analysis.smoothed_losses import with_smoothed_losses
@@ -70,6 +70,7 @@ REFUSAL_COLUMNS = (*LAW_COLUMNS[:3], Column("refusal", "Why it is not fitted"))
 def content(
     records: Records,
     runs: pd.DataFrame,
+    rows: pd.DataFrame,
     pictures: Pictures,
     roots: Sequence[str],
     num_resamples: int = NUM_RESAMPLES,
@@ -77,12 +78,12 @@ def content(
     tell: Callable[[str], None] = lambda _: None,
     smoothed: bool = False,
 ) -> Report:
-    """Returns the report of `records`, whose run table is `runs`; `roots` are the folders given on the command line.
+    """Returns the report of `records`, whose run table is `runs`, with `rows` for every run (`run_rows`).
 
-    With `smoothed`, laws are fitted to the ends of smoothed curves. Raises `MissingDataError` where no run has a final
-    loss.
+    `roots` are the folders given on the command line. With `smoothed`, laws are fitted to the ends of smoothed curves.
+    Raises `MissingDataError` where no run has a final loss.
     """
-    comparison, rows = compare(records), run_rows(records, runs)
+    comparison = compare(records, runs)
     compared, with_loss = with_losses(runs), with_losses(rows)
     losses, gain = with_smoothed_losses(records, with_loss) if smoothed else (with_loss, "")
     best, of_others = best_conditions(losses)
@@ -127,7 +128,8 @@ def _runs_table(rows: pd.DataFrame) -> Table:
         "The same with full digits: runs.csv."
     )
     columns = columns_with_scores(rows)
-    return table("run-table", f"The {len(rows):,} runs", columns, rows.to_dict("records"), note)
+    shown = rows[[column.key for column in columns if column.key in rows]].to_dict("records")
+    return table("run-table", f"The {len(rows):,} runs", columns, shown, note)
 
 
 def _left_out(records: Records) -> list[Block]:

@@ -43,6 +43,7 @@ COLUMNS = (
 def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]:
     """Returns the section on reproduction, made from the run rows (`run_rows`) and the folders of the command line."""
     folders = shlex.join(roots)
+    kept = ["command", "git_commit", "created_at", *(column.key for column in COLUMNS if column.key in rows)]
     made = [
         {
             **row,
@@ -50,7 +51,7 @@ def reproduction_blocks(rows: pd.DataFrame, roots: Sequence[str]) -> list[Block]
             "commit": _commit(row["git_commit"]),
             "started": str(row["created_at"])[:16].replace("T", " "),
         }
-        for row in rows.to_dict("records")
+        for row in rows[kept].to_dict("records")
     ]
     return [
         Paragraph("The report, its figures and its comparison are made from the folders of the runs by:"),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
@@ -19,7 +18,6 @@ from analysis.conditions import is_reconstructed
 from analysis.executed_flops import train_flops
 from analysis.load_records import Records
 from analysis.run_table import FINAL_METRICS, INFERENCE, fixed, significant
-from experiments.records.run_folder import RunDir
 
 SCORE = "evals."
 
@@ -70,15 +68,13 @@ SELDOM = ("executed_flops_per_image", "executed_flops_per_image_same_t", "val_lo
 
 
 def run_rows(records: Records, table: pd.DataFrame) -> pd.DataFrame:
-    """Returns the run table with the columns of `COLUMNS`, the last scores, and the versions that each run recorded."""
-    read = {run: RunDir(Path(run)).read_run() for run in table["run"]}
+    """Returns the run table with the columns of `COLUMNS` and the last scores."""
     rows = table.assign(
         train_flops=train_flops(table),
         planned_flops=table["images_seen"].astype(float) * table["planned_train_flops_per_image"]
         + table["flops_before"],
         flops_per_second=table["images_per_second"] * table["train_flops_per_image"],
         val_loss_std=table.groupby(["setup", "arm"])["val_loss"].transform("std"),
-        versions=[", ".join(f"{name} {text}" for name, text in sorted(read[run].versions.items())) for run in read],
     )
     scores = last_scores(records.evals)
     return rows.merge(scores, left_on="run", right_index=True, how="left", validate="one_to_one")

@@ -47,8 +47,8 @@ def write_report(
             "specialization RUNS",
         )
     pictures = draw_all(records, runs, folder / FIGURES, roots, paper_values, parameters, tell, smoothed)
-    report = content(records, runs, pictures, roots, num_resamples, parameters, tell, smoothed)
     rows = run_rows(records, runs)
+    report = content(records, runs, rows, pictures, roots, num_resamples, parameters, tell, smoothed)
     columns = ["run", *(column.key for column in columns_with_scores(rows) if column.key in rows)]
     with output_files(paths) as (page, text, table):
         page.write_text(html_page(report), encoding="utf-8")

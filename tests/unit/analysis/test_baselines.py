@@ -168,6 +168,18 @@ def test_a_third_of_the_time_is_that_of_a_larger_dense_model_of_the_same_depth(w
     assert shares == pytest.approx({f"nano: {ROUTED[2]}": 0.02 / 0.04, f"nano: {ROUTED[4]}": 0.01 / 0.08})
 
 
+def test_a_third_of_the_time_of_experts_of_another_width_is_that_of_dense_of_their_depth(write_arms: WriteArms) -> None:
+    """The larger size has dense models of two depths, none of which is as wide as the experts."""
+    narrow = {"narrow 4": ({"num_layers": 4, "ffn_factor": 2.0}, {"name": "expert_choice"}, 1.4e-5)}
+    for preset, depth, seconds in (("nano", 2, 0.02), ("nano", 4, 0.01), ("micro", 2, 0.04), ("micro", 4, 0.08)):
+        arms = {name: arm for name, arm in (DEEP | narrow).items() if name.endswith(str(depth)) and name != "wide 4"}
+        folder = write_arms(arms, presets=(preset,), inference_seconds=seconds)
+    records = load_records([folder])
+    found = [claim for claim in paper_claims(records, run_table(records)) if claim.form is THIRD_TIME]
+    shares = [claim.ours and claim.ours.mean for claim in found if "2 wide" in claim.setup]
+    assert shares == [pytest.approx(0.01 / 0.08)]
+
+
 def test_savings_are_against_dense_of_the_same_depth() -> None:
     rows = [
         {

@@ -34,8 +34,9 @@ def config_of(router: str, **train: Any) -> dict[str, Any]:
     return {"model": {"name": "nano"}, "routing": {"name": router}, "train": train, "eval": {"every_images": 320}}
 
 
-def train_cost(router: str) -> int:
-    return budget(RunConfig.model_validate(config_of(router))).train_flops_per_image
+def train_cost(router: str, **model: Any) -> int:
+    settings = config_of(router) | {"model": {"name": "nano", **model}}
+    return budget(RunConfig.model_validate(settings)).train_flops_per_image
 
 
 OWN = round((SCRATCH - BEFORE * train_cost("dense") / train_cost("expert_choice")) / 320) * 320
@@ -133,6 +134,35 @@ def test_a_run_that_costs_more_in_all_than_dense_beside_it_says_so(
     assert table["setup"].nunique() == 1
     assert longer["arm"].endswith(f", {said} compute than dense")
     assert not table[table["flops_before"] == 0]["arm"].str.contains("compute").any()
+
+
+def write_narrow(folder: Path, write_run: Callable[..., Any], spent: float) -> pd.Series[Any]:
+    """Writes a run of two layers of narrow experts that began from another one and spent so much in all."""
+    model = {"name": "nano", "num_layers": 2, "ffn_factor": 2.0}
+    own = float(SCRATCH * train_cost("expert_choice", num_layers=2, ffn_factor=2.0))
+    parent = ParentRecord(
+        name="parent", config_id="0" * 10, images=BEFORE, router="dense", fingerprint="f" * 16, train_flops=spent - own
+    )
+    start = {"init_from": "/elsewhere", "init_fingerprint": "f" * 16}
+    settings = {**config_of("expert_choice", images=SCRATCH, **start), "model": model, "seed": 0}
+    write_run(folder / "narrow", settings, lambda n: 1 / (n + 2000), parent=parent)
+    table = run_table(load_records([folder]))
+    assert table["setup"].nunique() == 1
+    return table[table["run"].str.endswith("narrow")].iloc[0]
+
+
+def test_compute_is_compared_with_that_of_dense_of_the_same_depth(tmp_path: Path, write_run: Callable[..., Any]) -> None:
+    """A deeper dense model stands first in the folder, and none is as narrow as the run."""
+    for name, router, depth in (("a", "dense", 4), ("b", "dense", 2), ("c", "expert_choice", 4)):
+        settings = {**config_of(router, images=SCRATCH), "model": {"name": "nano", "num_layers": depth}, "seed": 0}
+        write_run(tmp_path / name, settings, lambda n: 1 / (n + 1000))
+    spent = 1.2 * SCRATCH * train_cost("dense", num_layers=2)
+    assert spent < SCRATCH * train_cost("dense", num_layers=4)
+    assert write_narrow(tmp_path, write_run, spent)["arm"].endswith(", more compute than dense")
+
+
+def test_nothing_is_said_of_compute_without_dense_of_the_same_depth(folder: Path, write_run: Callable[..., Any]) -> None:
+    assert "compute" not in write_narrow(folder, write_run, 1e13)["arm"]
 
 
 def test_curves_begin_where_the_parent_ended(records: Records) -> None:

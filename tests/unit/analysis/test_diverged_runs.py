@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,26 @@ def test_a_repetition_that_diverged_too_is_said(folder: Path, write_run: WriteRu
     texts = list(divergence_texts(diverged_table(with_retry(folder, write_run, **lost))))
     assert any(text.endswith("by again (which diverged too)") for text in texts)
     assert len(texts) == 3
+
+
+def test_of_several_repetitions_the_last_that_finished_is_named(folder: Path, write_run: WriteRun) -> None:
+    """One repetition names the run by its name, the others by its folder; the last one diverged too."""
+    path = folder / "lost" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"name": "by another name"}))
+    settings = {"routing": {"name": "expert_choice"}, "seed": 3}
+    finished = {"state": "done", "reason": None, "eval_images": None, "step_images": None}
+    for name, of, given in (("r1", "by another name", finished), ("r2", "lost", finished), ("r3", "lost", {})):
+        rate = {"optim": {"learning_rate": 0.001 / int(name[1])}}
+        add(folder, write_run, name, settings | rate, retry_of=of, **given)
+    found = diverged_table(load_records([folder])).set_index("name")["retried_by"].to_dict()
+    assert found["by another name"] == "r2"
+    assert found["r3"] == ""
+
+
+def test_the_table_of_diverged_runs_can_be_changed_without_changing_the_next_one(records: Records) -> None:
+    first = diverged_table(records)
+    first["arm"] = "changed"
+    assert "changed" not in set(diverged_table(records)["arm"])
 
 
 def test_a_run_of_another_sweep_does_not_repeat_it(folder: Path, write_run: WriteRun, tmp_path: Path) -> None:

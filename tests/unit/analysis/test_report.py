@@ -188,6 +188,14 @@ def test_a_law_that_is_identified_has_its_parameters_with_intervals(study: Recor
     assert "largest configurations" in law.headline
 
 
+def test_the_table_of_runs_is_made_from_what_was_loaded(write_arms: Callable[..., Path]) -> None:
+    """A report makes it without reading thousands of files once more."""
+    records = load_records([write_arms(seeds=(0,))])
+    for run in records.runs["run"]:
+        Path(run, "run.json").unlink()
+    assert set(run_rows(records, run_table(records))["versions"]) == {"python 3.11"}
+
+
 def test_one_seed_has_no_spread(write_arms: Callable[..., Path]) -> None:
     records = load_records([write_arms(seeds=(0,))])
     assert run_rows(records, run_table(records))["val_loss_std"].isna().all()

@@ -59,6 +59,22 @@ def test_they_are_means_over_the_layers_of_the_last_validation(folder: Path) -> 
     assert arm["pair_usage"] == pytest.approx(0.4)
 
 
+def test_the_rows_of_routing_are_read_once_for_all_tables(folder: Path) -> None:
+    records = load_records([folder])
+    first = arms_of(records)
+    for run in find_runs(folder):
+        run.routing.unlink(missing_ok=True)
+    pd.testing.assert_frame_equal(arms_of(records), first)
+    assert first["max_violation"].notna().any()
+
+
+def test_only_the_rows_at_the_end_are_kept_where_no_others_are_wanted(folder: Path) -> None:
+    frame, left_out = read_routing(load_records([folder]), at_end=True)
+    assert left_out == []
+    assert set(frame["images_seen"]) == {IMAGES}
+    assert frame["condition"].value_counts().to_dict() == {"mixed_t": 4, "same_t": 4}
+
+
 def test_they_are_missing_and_not_0_where_nothing_was_recorded(folder: Path) -> None:
     dense = arms_of(load_records([folder])).loc["Dense (same depth)"]
     assert pd.isna(dense["max_violation"])
