@@ -32,8 +32,8 @@ MAX_VALUES = 200_000
 LONGEST_REASON = 300
 
 TRUTH_VALUES = frozenset({"true", "false"})
-"""The truth values of YAML 1.2. A bare `off`, `on`, `no` or `yes`, which YAML 1.1 counts among them, stays text: it may be
-a word that a setting knows, and settings that are truth values know these words too."""
+"""The truth values of YAML 1.2. A bare `off`, `on`, `no` or `yes`, which YAML 1.1 counts among them, stays text: it may
+be a word that a setting knows, and settings that are truth values know these words too."""
 
 KeyPath = tuple[str, ...]
 Node = yaml.Node

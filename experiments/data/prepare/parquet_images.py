@@ -19,7 +19,6 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from experiments.data.prepare.image_tables import (
-    ReadColumns,
     TableRows,
     datasets_library,
     find_columns,
@@ -102,9 +101,7 @@ def _check_classes(datasets: Any, types: Mapping[Path, Types], known: Types, col
             raise ConfigError(said, "Prepare the files apart, or give them one list of classes.")
 
 
-def _read(
-    datasets: Any, source: str, counts: Mapping[Path, int], types: Mapping[Path, Types], wanted: Types
-) -> Any:
+def _read(datasets: Any, source: str, counts: Mapping[Path, int], types: Mapping[Path, Types], wanted: Types) -> Any:
     """Returns the columns `wanted` of all files, which have these types.
 
     `datasets` refuses to read a column that one of several files lacks, so that files which have the same of them are

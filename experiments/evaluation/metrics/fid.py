@@ -54,7 +54,8 @@ class Fid(SampledMetric):
         numbers = range(true.num_validation(task.conditions.num_images))
         if len(numbers) < 2:
             raise ConfigError(
-                "the data set has 1 validation image: FID needs at least 2.", "Prepare it with more --validation-images."
+                "the data set has 1 validation image: FID needs at least 2.",
+                "Prepare it with more --validation-images.",
             )
         for first in range(0, len(numbers), size):
             self._distance.add_real(true.validation(numbers[first : first + size]))

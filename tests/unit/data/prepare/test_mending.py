@@ -165,9 +165,7 @@ def test_a_source_whose_other_images_are_bad_says_the_way_out(encoder_folders: F
     assert len((tmp_path / "set" / LEFT_OUT_FILE).read_text().splitlines()) == 4
 
 
-def test_the_image_that_an_error_names_is_of_the_split_that_has_none(
-    encoder_folders: Folders, tmp_path: Path
-) -> None:
+def test_the_image_that_an_error_names_is_of_the_split_that_has_none(encoder_folders: Folders, tmp_path: Path) -> None:
     """The first image of all is one to validate with, as is the only good one."""
     drawn = {number: shuffled(VALIDATION_SEED, np.arange(2), number).tolist() for number in range(4, 100)}
     number, validation = next((number, rows) for number, rows in drawn.items() if 0 in rows)

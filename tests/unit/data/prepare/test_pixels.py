@@ -167,7 +167,7 @@ def test_a_file_without_permission_is_made_again_and_its_check_is_one_line(
     os.chmod(shard.file, 0)
     with without_privileges():
         assert not folder.is_made(task, verify=True)
-        with pytest.raises(ConfigError, match=f"the shard {shard.file} cannot be read: permission denied\."):
+        with pytest.raises(ConfigError, match=rf"the shard {shard.file} cannot be read: permission denied\."):
             check_content(Path(), shard)
 
 

@@ -173,7 +173,7 @@ def test_what_is_unused_is_said_when_a_set_is_prepared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [write, packed])
 def test_reasons_speak_of_labels_where_labels_are_asked_for(make: Make, tmp_path: Path) -> None:
-    files = {"a.png": PNG, "a.jpg": JPG, "a.cls": b"1", "b.png": PNG, "b.cls": b"2", "b.CLS": b"3", "lost.cls": b"4"}
+    files = {"a.jpg": JPG, "a.png": PNG, "a.cls": b"1", "b.png": PNG, "b.cls": b"2", "b.CLS": b"3", "lost.cls": b"4"}
     rows = open_source(str(make(tmp_path / "source", files)), None, None, None, None, LABELS)
     reasons = {}
     for number in range(len(rows)):
@@ -182,7 +182,7 @@ def test_reasons_speak_of_labels_where_labels_are_asked_for(make: Make, tmp_path
         except UnusableRowError as error:
             reasons[error.name] = error.reason
     assert short(reasons) == {
-        "a.jpg": "the label belongs to a.png, of the same name", "b.png": "it has two labels with the ending .cls",
+        "a.png": "the label belongs to a.jpg, of the same name", "b.png": "it has two labels with the ending .cls",
         "lost.cls": "a label without an image",
     }  # fmt: skip
 
