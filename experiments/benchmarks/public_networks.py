@@ -176,12 +176,13 @@ def matching_config(network: PublicNetwork, variant: PublicVariant, overrides: S
 
 def _refuse_changes(network: PublicNetwork, config: RunConfig, asked: RunConfig) -> None:
     """Raises `ConfigError` where the overrides ask for a value that the public code does not have."""
-    wanted, found = config.model_dump(), asked.model_dump()
-    for section, settings in wanted.items():
-        for key, value in settings.items() if isinstance(settings, dict) else ():
-            if found[section][key] != value:
+    for section in type(config).model_fields:
+        wanted, found = getattr(config, section), getattr(asked, section)
+        for key in getattr(type(wanted), "model_fields", ()):  # the seed is no group of settings
+            value, given = getattr(wanted, key), getattr(found, key)
+            if given != value:
                 raise ConfigError(
-                    f"{section}.{key}={found[section][key]} does not fit --beside {network.name}: "
-                    f"{network.repository} has {value} there.",
+                    f"{section}.{key}={given} does not fit --beside {network.name}: {network.repository} has {value} "
+                    "there.",
                     f"Leave out {section}.{key}.",
                 )

@@ -30,6 +30,8 @@ from experiments.records.parent_weights import ParentWeights, find_parent
 
 Beginning = Literal["taken", "copied", "extended", "new"]
 
+ONLY_LEARNING = ("threshold_decay", "balance_scope")
+"""The settings of routing beside the weights of losses that change how a model learns, and not what it computes."""
 COMPLETED = {"model": ("position_side",), "flow": ("time_shift",), "train": ("init_fingerprint",)}
 """The settings that follow from the parent where they are left open."""
 
@@ -159,11 +161,13 @@ def function_changes(config: RunConfig, theirs: RunConfig) -> str | None:
         return _why_upcycling_changes(config, theirs)
     if mixes_blocks(config) and not mixes_blocks(theirs):
         return None  # experts that change blocks begin at zero
-    mine, his = (each.routing.model_dump() for each in (config, theirs))
-    differing = [key for key in mine if mine[key] != his[key] and not key.endswith("_loss_weight")]
-    # Biases and the outputs of shared experts begin at zero.
-    key = next((key for key in differing if his[key] or key not in ("shared_factor", "expert_bias")), None)
-    return None if key is None else f"routing.{key} is {mine[key]} in place of {his[key]}"
+    for key in type(config.routing).model_fields:
+        mine, his = (getattr(each.routing, key) for each in (config, theirs))
+        # Biases and the outputs of shared experts begin at zero.
+        begins_at_zero = key in ("shared_factor", "expert_bias") and not his
+        if mine != his and not (begins_at_zero or key in ONLY_LEARNING or key.endswith("_loss_weight")):
+            return f"routing.{key} is {mine} in place of {his}"
+    return None
 
 
 def _why_upcycling_changes(config: RunConfig, theirs: RunConfig) -> str | None:

@@ -109,3 +109,13 @@ def test_another_router_is_refused() -> None:
         "routing.name=switch does not fit --beside dit-moe: feizc/DiT-MoE has shared_expert there. "
         "Leave out routing.name."
     )
+
+
+def test_a_setting_that_is_stored_only_where_it_is_used_is_refused_too() -> None:
+    network = PUBLIC_NETWORKS["diffmoe"]
+    with pytest.raises(EcditError) as raised:
+        matching_config(network, network.variants[0], ("routing.expert_bias=False",))
+    assert str(raised.value) == (
+        "routing.expert_bias=False does not fit --beside diffmoe: KwaiVGI/DiffMoE has True there. "
+        "Leave out routing.expert_bias."
+    )

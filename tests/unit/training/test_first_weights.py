@@ -43,6 +43,13 @@ def routed(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     )
 
 
+@pytest.fixture(scope="module")
+def with_thresholds(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return random_run_folder(
+        tmp_path_factory.mktemp("thresholds") / "run", *SMALL, "routing=expert_threshold", "routing.num_experts=4"
+    )
+
+
 def child(parent: RunDir | Path, *settings: str) -> RunConfig:
     path = parent.path if isinstance(parent, RunDir) else parent
     return load_designed([*SMALL, *settings, f"train.init_from={path}"]).config
@@ -177,6 +184,27 @@ def test_the_run_says_why_its_first_loss_differs(
     assert said[1] == f"The first loss differs from that of {name}: {reason}."
 
 
+@pytest.mark.parametrize(
+    ("parent", "settings", "reason"),
+    [
+        ("routed", ("routing=loss_free", "routing.form=mlp"), "routing.form is mlp in place of linear"),
+        ("routed", ("routing=loss_free", "routing.gate_norm=token"), "routing.gate_norm is token in place of none"),
+        ("routed", ("routing=loss_free", "routing.z_loss_weight=0.1", "routing.expert_bias=True"), None),
+        ("with_thresholds", ("routing=expert_threshold", "routing.threshold_decay=0.9"), None),
+        ("with_thresholds", ("routing=expert_choice", "routing.expert_factor=2", "routing.shared_factor=2"),
+         "routing.name is expert_choice in place of expert_threshold"),
+        ("with_thresholds", ("routing=expert_threshold", "routing.threshold_warmup_images=0"),
+         "routing.threshold_warmup_images is 0 in place of 3200"),
+    ],
+)  # fmt: skip
+def test_settings_that_are_stored_only_where_they_are_used_are_compared(
+    parent: str, settings: tuple[str, ...], reason: str | None, request: pytest.FixtureRequest
+) -> None:
+    run: RunDir = request.getfixturevalue(parent)
+    config = child(run, "routing.num_experts=4", *settings)
+    assert function_changes(config, require_parent_fits(config, find_parent(run.path, "ema"))) == reason
+
+
 def test_experts_are_copies_of_the_dense_feed_forward(dense: RunDir, begun: Callable[[RunConfig], Engine]) -> None:
     found, theirs = weights_of(begun(child(dense, *FULL))), parent_weights(dense)
     for expert in range(4):
@@ -294,13 +322,6 @@ def test_the_same_router_keeps_its_state(routed: RunDir, begun: Callable[[RunCon
     assert stored.any()
     more = begun(child(routed, "routing=loss_free", "routing.num_experts=8"))
     assert not more.model.state_dict()[state].any()
-
-
-@pytest.fixture(scope="module")
-def with_thresholds(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return random_run_folder(
-        tmp_path_factory.mktemp("thresholds") / "run", *SMALL, "routing=expert_threshold", "routing.num_experts=4"
-    )
 
 
 @pytest.mark.parametrize(
