@@ -201,8 +201,8 @@ def _pairs_with_baselines(runs: pd.DataFrame) -> Iterator[tuple[str, str]]:
     for reference in arms.loc[arms["arm_kind"] == "dense_same_active", "arm"]:
         yield from ((str(arm), str(reference)) for arm in routed["arm"])
     same = ["routing.num_experts", "routing.capacity_factor", PLACEMENT, DEPTH]
-    choices = [routed[routed[ROUTER] == name] for name in ("expert_choice", "token_choice")]
-    yield from _alike(*choices, [*same, BEGAN_FROM])
+    experts, tokens = (routed[routed[ROUTER] == name] for name in ("expert_choice", "token_choice"))
+    yield from _alike(experts, tokens, [*same, BEGAN_FROM])
     began = began_from_weights(routed)
     yield from _alike(routed[began], routed[~began], [*same, ROUTER])
 

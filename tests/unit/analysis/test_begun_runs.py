@@ -151,7 +151,9 @@ def write_narrow(folder: Path, write_run: Callable[..., Any], spent: float) -> p
     return table[table["run"].str.endswith("narrow")].iloc[0]
 
 
-def test_compute_is_compared_with_that_of_dense_of_the_same_depth(tmp_path: Path, write_run: Callable[..., Any]) -> None:
+def test_compute_is_compared_with_that_of_dense_of_the_same_depth(
+    tmp_path: Path, write_run: Callable[..., Any]
+) -> None:
     """A deeper dense model stands first in the folder, and none is as narrow as the run."""
     for name, router, depth in (("a", "dense", 4), ("b", "dense", 2), ("c", "expert_choice", 4)):
         settings = {**config_of(router, images=SCRATCH), "model": {"name": "nano", "num_layers": depth}, "seed": 0}
@@ -161,7 +163,9 @@ def test_compute_is_compared_with_that_of_dense_of_the_same_depth(tmp_path: Path
     assert write_narrow(tmp_path, write_run, spent)["arm"].endswith(", more compute than dense")
 
 
-def test_nothing_is_said_of_compute_without_dense_of_the_same_depth(folder: Path, write_run: Callable[..., Any]) -> None:
+def test_nothing_is_said_of_compute_without_dense_of_the_same_depth(
+    folder: Path, write_run: Callable[..., Any]
+) -> None:
     assert "compute" not in write_narrow(folder, write_run, 1e13)["arm"]
 
 
