@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
+
 from experiments.config.metrics import (
     DEFAULT_METRICS,
     IMPORTED,
     METRICS,
     PICTURE_METRICS,
     default_metrics,
+    find_value,
     in_recorded_order,
     values_in,
 )
@@ -71,3 +74,10 @@ def test_defaults_fit_their_data() -> None:
     assert default_metrics(frozenset({"scenes", "classes"})) == DEFAULT_METRICS
     assert default_metrics(frozenset({"pictures", "classes"})) == PICTURE_METRICS
     assert default_metrics(frozenset()) == DEFAULT_METRICS
+
+
+@pytest.mark.parametrize("name", ["copied-share", "copied-share-pictures"])
+def test_a_share_of_copies_says_which_images_were_not_searched(name: str) -> None:
+    value = find_value(name)
+    assert value is not None
+    assert "Other data that the first weights of a run were trained on are not searched." in value.note

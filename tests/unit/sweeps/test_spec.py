@@ -398,13 +398,13 @@ def test_a_bare_word_is_shown_as_it_is_written(tmp_path, parameter, message):
 
 def test_bare_words_mean_what_they_say_to_every_kind_of_setting(tmp_path):
     file = tmp_path / "mine.yaml"
-    words = "wandb.group: {value: no}, parallel.activation_checkpointing: {values: [yes, off]}"
+    words = "wandb.group: {value: no}, routing.name: {value: expert_choice}, routing.expert_bias: {values: [yes, off]}"
     file.write_text(f"{HEAD}name: on\nmetric: {{name: x, impute_while_running: false}}\nparameters: {{{words}}}\n")
     spec = load_spec(str(file))
     configs = [run.config for run in make_plan(spec).runs]
     assert spec.name == "on"
     assert {config["wandb"]["group"] for config in configs} == {"no"}
-    assert {config["parallel"]["activation_checkpointing"] for config in configs} == {True, False}
+    assert {config["routing"].get("expert_bias", False) for config in configs} == {True, False}
 
 
 def test_what_merge_keys_bring_counts_as_given_where_it_stands(tmp_path):

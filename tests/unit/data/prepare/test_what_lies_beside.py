@@ -171,6 +171,15 @@ def test_what_is_unused_is_said_when_a_set_is_prepared(tmp_path: Path) -> None:
     assert [line for line in said if "are not read: cat.tar." in line]
 
 
+def test_what_is_unused_is_said_before_an_error_that_it_explains(tmp_path: Path) -> None:
+    source = write(tmp_path / "source", {"assets/1.png": PNG})
+    write_parquet(source / "0.parquet", {"image": embedded("a.png", "b.png"), "label": ["cat", "dog"]})
+    said: list[str] = []
+    with pytest.raises(ConfigError, match="does not fit a source of 1 images"):
+        prepare(Request(str(source), text="labels", image_size=8), tmp_path / "set", say=said.append)
+    assert [line for line in said if "are not read: 0.parquet." in line]
+
+
 @pytest.mark.parametrize("make", [write, packed])
 def test_reasons_speak_of_labels_where_labels_are_asked_for(make: Make, tmp_path: Path) -> None:
     files = {"a.jpg": JPG, "a.png": PNG, "a.cls": b"1", "b.png": PNG, "b.cls": b"2", "b.CLS": b"3", "lost.cls": b"4"}
