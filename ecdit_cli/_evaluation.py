@@ -48,15 +48,6 @@ def refuse_unread_files(files: Mapping[str, Path | None], metrics: Sequence[str]
         )
 
 
-def refuse_metrics_of_imports(metrics: str | None, imported: Sequence[Path | None]) -> None:
-    """Raises `EcditError` for metrics beside results of another program, which are imported and not measured."""
-    refuse_ignored(
-        {f"--metrics {metrics}": metrics is not None and any(path is not None for path in imported)},
-        "is not measured where results of GenEval or DSG are imported",
-        "Run the command once for each.",
-    )
-
-
 def existing_runs(roots: Sequence[Path]) -> list[RunDir]:
     """Returns the run folders at or below `roots`. Raises `EcditError` when there are none."""
     from experiments.errors import EcditError

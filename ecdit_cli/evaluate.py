@@ -83,7 +83,6 @@ def evaluate(
     if check_judge:
         work.print_judge_check(as_json)
         return
-    work.refuse_metrics_of_imports(metrics, (import_geneval, import_dsg))
     work.refuse_unread_files({"--inception-weights": inception_weights, "--clip-model": clip_model}, wanted or ())
     folders = work.existing_runs(runs)
     sampled = None if wanted is None else tuple(metric for metric in wanted if metric != INFERENCE_TIME)

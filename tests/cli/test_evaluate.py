@@ -156,10 +156,6 @@ def test_images_too_small_for_the_judge_are_refused_with_its_rate(tmp_path: Path
         (["--import-geneval", "results.jsonl"], "2 runs are named, but the results are of one."),
         (["--inception-weights", "x"], "--inception-weights is for fid, which is not measured. Add it to --metrics,"),
         (["--metrics", "fid", "--clip-model", "x"], "--clip-model is for clip-score, which is not measured."),
-        (
-            ["--metrics", "routing", "--import-dsg", "x.csv"],
-            "--metrics routing is not measured where results of GenEval or DSG are imported. Run the command once for",
-        ),
     ],
 )
 def test_mistakes_in_options_are_one_line(runs: Path, capsys: Captured, options: list[str], message: str) -> None:
