@@ -189,8 +189,8 @@ def _check_layout(config: RunConfig) -> None:
     _require_divisible("parallel.world", parallel.world, "parallel.expert_parallel", parallel.expert_parallel)
     if parallel.zero_stage == 0 and config.train.precision == "bf16":
         raise ConfigError(
-            "train.precision=bf16 does not work with parallel.zero_stage=0, which keeps no fp32 weights beside those in "
-            "bf16.",
+            "train.precision=bf16 does not work with parallel.zero_stage=0, which keeps no fp32 weights beside those "
+            "in bf16.",
             "Use parallel.zero_stage=1, or train.precision=fp32.",
         )
     if parallel.expert_parallel > 1 and parallel.zero_stage == 3:

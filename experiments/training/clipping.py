@@ -8,6 +8,7 @@ ten small kernels each, so that launches dominate (docs/benchmarks). Here a few 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -32,8 +33,8 @@ def clip_before_steps(optimizer: torch.optim.Optimizer, clip_norm: float, share:
     def before(stepping: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         parameters = [p for group in stepping.param_groups for p in group["params"] if p.grad is not None]
         norm = _norm(parameters, share)
-        stepping._global_grad_norm = float(norm)  # type: ignore[attr-defined]
-        if not torch.isfinite(norm):
+        stepping._global_grad_norm = found = float(norm)  # type: ignore[attr-defined]
+        if not math.isfinite(found):
             # Optimizers skip parameters without a gradient, so this step changes nothing.
             for parameter in parameters:
                 parameter.grad = None

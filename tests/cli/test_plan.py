@@ -111,3 +111,4 @@ def test_zero_0_is_simulated_in_the_precision_that_it_trains_in(capsys: pytest.C
     step = json.loads(capsys.readouterr().out)["in_shape"]
     assert step["numbers_kept"] == step["params_held"]
     assert step["persistent"] == pytest.approx(step["planned_persistent"], rel=0.05)
+    assert step["peak"] == pytest.approx(step["planned_peak"], rel=0.1)

@@ -125,8 +125,8 @@ def test_every_kind_of_routing_group_must_give_an_expert_a_slot(overrides: str, 
         ),
         (
             "train.precision=bf16 parallel.zero_stage=0",
-            "train.precision=bf16 does not work with parallel.zero_stage=0, which keeps no fp32 weights beside those in "
-            "bf16. Use parallel.zero_stage=1, or train.precision=fp32.",
+            "train.precision=bf16 does not work with parallel.zero_stage=0, which keeps no fp32 weights beside those "
+            "in bf16. Use parallel.zero_stage=1, or train.precision=fp32.",
         ),
     ],
 )

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from ecdit_cli.app import run
 from experiments.config.overrides import load_config
 from experiments.config.prepared_set import FORMS_VERSION, read_index
+from experiments.config.routers import ROUTERS
 from experiments.data.loader import TrainStream
 from experiments.data.prepare.job import prepare
 from experiments.data.prepare.request import Request
@@ -93,7 +94,7 @@ def test_a_run_reads_it(made: tuple[str, Path]) -> None:
     assert batch.pooled_BU.shape == (4, WIDTHS[name])
 
 
-@pytest.mark.parametrize("router", ["promoe", "promoe_ec"])
+@pytest.mark.parametrize("router", [name for name in ROUTERS if ROUTERS[name].settings.get("unconditional_expert")])
 def test_an_expert_of_images_without_a_caption_gets_them_or_is_refused(made: tuple[str, Path], router: str) -> None:
     """The empty caption is known by its single token, and that of CLIP has two."""
     name, folder = made
