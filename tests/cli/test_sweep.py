@@ -245,6 +245,12 @@ def test_what_failed_by_itself_is_left_alone_until_asked_for(spec, out, capsys):
     assert again.exit_code == 0
 
 
+def test_a_single_run_that_failed_is_spoken_of_as_one(spec, out, capsys):
+    execute(spec, ["routing.name=dense"], screen(), out, command=worker("0=fail"))
+    line = f"1 run failed: `ecdit sweep {out} --retry-failed` starts it again."
+    assert line in " ".join(capsys.readouterr().err.split())
+
+
 CLUSTER = "time: 1:00:00\npartition: gpu\ngpus_per_node: 2\ntasks_per_node: 1\n"
 
 
