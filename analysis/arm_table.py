@@ -20,7 +20,7 @@ import pandas as pd
 
 from analysis.arm_scores import arm_scores
 from analysis.arms import arm_list
-from analysis.baselines import baselines
+from analysis.baselines import baselines, narrowed
 from analysis.curves import mean_over_seeds, reach, validation_curves
 from analysis.diverged_runs import diverged_table, finished_arms
 from analysis.executed_flops import train_flops
@@ -28,7 +28,7 @@ from analysis.load_records import Records
 from analysis.routing_balance import with_balance
 from analysis.run_table import INFERENCE, is_missing
 from analysis.seed_intervals import interval_of_mean, standard_deviation
-from analysis.tuned_arms import rate_text
+from analysis.tuned_arms import LEARNING_RATE, rate_text
 
 MEANS = {
     "val_loss_mean": "val_loss",
@@ -52,6 +52,10 @@ NEVER = {"images_to_dense_loss": None, "times_sooner": None}
 COSTS = (
     "params_total", "params_active", "flops_per_image", "train_flops_per_image", "planned_train_flops_per_image",
 )  # fmt: skip
+SHOWN = (
+    "run", "model.name", "train.images", "routing.group_images", "tuned_short", LEARNING_RATE, *COSTS, *MEANS.values(),
+)  # fmt: skip
+"""The columns of the run table that a row of an arm is made of, beside those by which arms are compared."""
 
 
 def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
@@ -68,7 +72,7 @@ def arm_table(records: Records, table: pd.DataFrame) -> pd.DataFrame:
     diverged = diverged_table(records)
     both = table if diverged.empty else pd.concat([table, _shown(diverged, records, table)], ignore_index=True)
     lost, rows = set(diverged["run"]), []
-    for setup, runs in both.groupby("setup", sort=False):
+    for setup, runs in narrowed(both, *SHOWN).groupby("setup", sort=False):
         baseline_of = baselines(runs[runs["val_loss"].notna()])
         reached = _images_to_dense_loss(of_setup.get(setup, curves.iloc[:0]), baseline_of)
         for label, _, _ in arm_list(runs):

@@ -30,7 +30,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.arms import PLACEMENT, arm_list, setting_text
-from analysis.baselines import DEPTH, baselines
+from analysis.baselines import DEPTH, baselines, narrowed
 from analysis.equal_compute import began_from_weights
 from analysis.found_runs import BEGAN_FROM
 from analysis.seed_intervals import CONFIDENCE, Interval, difference
@@ -71,7 +71,7 @@ class PairedDifference:
 
 def claims(table: pd.DataFrame) -> list[PairedDifference]:
     """Tests every claim for which the run table has the runs, with p-values corrected for the number of claims."""
-    measured = table[table["val_loss"].notna()]
+    measured = narrowed(table)[table["val_loss"].notna()]
     return corrected([claim for _, runs in measured.groupby("setup", sort=False) for claim in _claims_of_setup(runs)])
 
 

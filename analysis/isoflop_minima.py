@@ -203,7 +203,7 @@ def _studies(table: pd.DataFrame) -> list[str]:
     held = [name for name in table.columns if "." in name and not name.startswith(free)]
     sizes = table[[name for name in table.columns if name.startswith("model.")]].astype(str).agg(" ".join, axis=1)
     varying = [name for name in held if (table[name].map(str).groupby(sizes).nunique() > 1).any()]
-    rows = table[["seed", *varying]].to_dict("records")
+    rows = table[["model.name", *varying]].to_dict("records")
     return [", ".join(f"{name}={setting_text(row[name])}" for name in varying) for row in rows]
 
 

@@ -27,12 +27,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from analysis.baselines import narrowed
 from analysis.claims import arm_pairs, corrections, holds
 from analysis.comparable import MEASURED_ON, first_difference
 from analysis.curves import AXES, denoised, validation_curves
 from analysis.load_records import MissingDataError, Records
 from analysis.seed_intervals import Interval, interval_of_mean
-from analysis.shared_trunks import trunks
+from analysis.shared_trunks import TRUNK, trunks
 
 NUM_LOSSES = 200
 """The number of losses at which the distance between two curves is evaluated, for the mean over the losses."""
@@ -86,7 +87,7 @@ def multipliers(records: Records, table: pd.DataFrame) -> list[Multiplier]:
     curves = validation_curves(records, table)
     of_setup = dict(list(curves.groupby("setup", sort=False)))
     found = []
-    for setup, runs in table.groupby("setup", sort=False):
+    for setup, runs in narrowed(table, "run", *MEASURED_ON, TRUNK).groupby("setup", sort=False):
         curves_of = _smooth_curves(of_setup.get(setup, curves.iloc[:0]))
         differing = [name for name in MEASURED_ON if first_difference(name, runs[name], runs["run"])]
         for arm, reference in arm_pairs(runs):

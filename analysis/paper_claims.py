@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from analysis.baselines import baselines, measured_from
+from analysis.baselines import baselines, measured_from, narrowed
 from analysis.claims import values_by_seed, with_corrected_verdicts
 from analysis.curves import reach, validation_curves
 from analysis.load_records import MissingDataError, Records
@@ -145,7 +145,7 @@ def paper_claim_rows(found: list[PaperClaim]) -> pd.DataFrame:
 def _half_steps(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
     curves = validation_curves(records, table)
     by_run = {str(run): curve for run, curve in curves.groupby("run")}
-    for setup, runs in table.groupby("setup", sort=False):
+    for setup, runs in narrowed(table, "run").groupby("setup", sort=False):
         baseline_of = baselines(runs)
         for arm in [arm for arm in _arms(runs, "expert_choice") if arm in baseline_of]:
             dense = runs[runs["arm"] == baseline_of[arm]]
@@ -183,7 +183,7 @@ def _shares_of_images(
 def _half_experts(records: Records, table: pd.DataFrame) -> Iterator[PaperClaim]:
     """Tests claim 2 in validation loss, and in the exact judge's score, which is the form of the paper's table."""
     scores, unscored = _scores(records, table)
-    scored = table.assign(score=table["run"].map(scores).astype(float))
+    scored = narrowed(table).assign(score=table["run"].map(scores).astype(float))
     for setup, runs in scored.groupby("setup", sort=False):
         for ours in _arms(runs, "expert_choice", FEW_EXPERTS):
             for theirs in _arms(runs, "token_choice", MANY_EXPERTS):
@@ -222,7 +222,7 @@ def _third_time(table: pd.DataFrame) -> Iterator[PaperClaim]:
     Where the larger preset has several dense arms, the one of our depth is the reference (`baselines.py`), and the only
     one whatever its depth, as larger presets are deeper.
     """
-    timed = table[table[INFERENCE].notna()]
+    timed = narrowed(table, "model.name", "params_active", INFERENCE)[table[INFERENCE].notna()]
     studies = [setup.removeprefix(preset) for setup, preset in zip(timed["setup"], timed["model.name"], strict=True)]
     for _, runs in timed.groupby(pd.Series(studies, index=timed.index, dtype=object), sort=False):
         dense = runs[runs["arm_kind"] == "dense_same_depth"]
