@@ -147,10 +147,9 @@ def _opening(tables: Path) -> Iterator[str]:
     yield f"- {len(lost)} runs diverged. They have no final loss and are in no test."
     yield ""
     if not any(found.values()):
-        yield "No part has run, so that there are no results."
+        yield from ("No part has run, so that there are no results.", "")
     elif any(len(seeds) < NUM_SEEDS for seeds in found.values()):
-        yield "Seeds are missing, so that every verdict on this page is provisional."
-    yield ""
+        yield from ("Seeds are missing, so that every verdict on this page is provisional.", "")
 
 
 def _answer_figure(saving: Question, folder: Path) -> Iterator[str]:
