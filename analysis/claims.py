@@ -148,8 +148,9 @@ def correction(found: Sequence[PairedDifference]) -> str:
     after = sum(claim.verdict in ("lower", "higher") for claim in tested)
     strict = sum(holds(claim.p_holm) for claim in tested)
     return (
-        f"Of {len(tested)} differences tested, 0 lies outside the 95% interval in {before}; in {after} after Benjamini "
-        f"and Hochberg's correction for their number, by which they are called supported, and in {strict} after Holm's."
+        f"Of {len(tested)} differences tested, the 95% interval excludes 0 for {before}. That number is {after} after "
+        "Benjamini and Hochberg's correction for how many were tested, by which differences are called supported, and "
+        f"{strict} after Holm's."
     )
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
-from second_study_results import DATA, WIDTH, Test
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MultipleLocator, NullLocator
+from second_study_results import DATA, UNDECIDED, WIDTH, Test, verdicts
 from second_study_tables import arm_order
 
 from analysis.router_looks import NAMED_COLORS, SPARE_COLORS
@@ -35,12 +37,15 @@ def write_figure(drawing: Drawing, folder: Path, name: str) -> None:
 def draw_answer(tests: Iterable[Test]) -> Drawing:
     """A panel for each data set: what each arm saves in images and in seconds at the largest width, with intervals.
 
-    `tests` are those of question (a). Arms with more experts than 8, which only one data set has, are left out.
+    `tests` are those of question (a). Arms with more experts than 8, which only one data set has, are left out. A marker
+    is filled where the saving is supported or contradicted after correction.
     """
+    tests = list(tests)
     shown = pd.DataFrame(
-        [(test.data, test.arm, test.claim, int(test.at.split()[-1]), *test.ends)
-         for test in tests if test.claim in ANSWER_LOOKS and "(32E" not in test.arm],
-        columns=["data", "arm", "axis", "width", "saving", "low", "high"],
+        [(test.data, test.arm, test.claim, int(test.at.split()[-1]), *test.ends, verdict)
+         for test, verdict in zip(tests, verdicts(tests), strict=True)
+         if test.claim in ANSWER_LOOKS and "(32E" not in test.arm],
+        columns=["data", "arm", "axis", "width", "saving", "low", "high", "verdict"],
     )  # fmt: skip
     shown = shown[shown["width"] == shown["width"].max()]
     arms = sorted(shown["arm"].unique(), key=arm_order, reverse=True)
@@ -53,15 +58,20 @@ def draw_answer(tests: Iterable[Test]) -> Drawing:
                 rows = shown[(shown["data"] == data) & (shown["axis"] == axis)]
                 heights = [arms.index(arm) + offset for arm in rows["arm"]]
                 axes.hlines(heights, rows["low"], rows["high"], color=color, linewidth=1)
-                axes.plot(rows["saving"], heights, marker, color=color, markersize=4, label=axis)
+                axes.plot(rows["saving"], heights, marker, color=color, markersize=4, markerfacecolor="white", label=axis)
+                decided = [verdict != UNDECIDED for verdict in rows["verdict"]]
+                axes.plot(rows["saving"][decided], list(compress(heights, decided)), marker, color=color, markersize=4)
             axes.axvline(1, color="black", linewidth=0.6)
             width = shown["width"].max()
             axes.set(title=f"{data}, width {width}", xlabel="Saving: dense's need / the arm's", xscale="log")
             axes.set_yticks(range(len(arms)), arms)
-            axes.xaxis.set_major_locator(LogLocator(2, (1, math.sqrt(2))))
+            axes.xaxis.set_major_locator(MultipleLocator(0.1))
             axes.xaxis.set_major_formatter(lambda value, place: f"{value:.2g}")
             axes.xaxis.set_minor_locator(NullLocator())
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        lines, labels = figure.axes[0].get_legend_handles_labels()
+        filled = Line2D([], [], color="0.4", marker="o", markersize=4, linestyle="")
+        decided_label = "filled: supported or contradicted after correction"
+        figure.legend([*lines, filled], [*labels, decided_label], loc="outside lower center", ncols=3)
     return Drawing(figure, shown)
 
 

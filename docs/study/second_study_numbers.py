@@ -27,6 +27,8 @@ def values() -> Iterator[tuple[str, str]]:
     savings = tests[tests["claim"].isin(["images", "FLOPs", "seconds"]) & tests["at"].str.startswith("width")]
     yield "second.savings", str(len(savings))
     yield "second.supported", _number((savings["verdict"] == SUPPORTED).sum())
+    yield "second.supported-in", _axes(savings[savings["verdict"] == SUPPORTED])
+    yield "second.contradicted-in", _axes(savings[savings["verdict"] == CONTRADICTED])
     yield "second.contradicted", _number((savings["verdict"] == CONTRADICTED).sum())
     at_largest = savings[savings["at"] == f"width {largest}"]
     routed = at_largest[at_largest["arm"].str.contains(EXPERTS, regex=False)]
@@ -50,6 +52,11 @@ def values() -> Iterator[tuple[str, str]]:
 
 def _number(count: int) -> str:
     return str(count) if count else "none"
+
+
+def _axes(savings: pd.DataFrame) -> str:
+    """In what the savings are counted: images, or FLOPs and seconds."""
+    return " and ".join(name for name in ("images", "FLOPs", "seconds") if name in set(savings["claim"]))
 
 
 def _arm_in_words(arm: str) -> str:

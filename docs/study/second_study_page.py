@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ from second_study_figures import draw_answer, draw_objects, draw_savings, write_
 from second_study_results import (
     DATA,
     NUM_SEEDS,
+    RATE,
     WIDTH,
     growth_tests,
     laws,
@@ -40,6 +41,7 @@ def page(tables: Path, folder: Path) -> str:
     lines = [*_opening(tables)]
     if runs.empty:
         return "\n".join(lines) + "\n"
+    lines += [*_rate_lines(runs, tables)]
     about = runs[["config_id", "data", "arm", "arm_kind", "images_seen", "seed", "routing.name", WIDTH]]
     objects, averages = (read_tables(tables, kind) for kind in ("objects", "averages"))
     objects = objects.merge(about, on=["config_id", "data"]) if len(objects) else objects
@@ -51,8 +53,9 @@ def page(tables: Path, folder: Path) -> str:
     lines += [*question_lines(on_objects), *_objects_figure(objects, folder)]
     lines += ["## (e) The ranking on emoji", "", *_ranking_lines(runs)]
     lines += question_lines(paper)
-    lines += ["## Averages of the weights", "", "Means over widths and seeds of the longest training.", ""]
-    lines += [text_table(("data", "arm", "raw", "width of the average", "loss"), best_averages(runs, averages))]
+    lines += ["## Averages of the weights", ""]
+    lines += ["Losses of the longest training, means over widths and seeds: of the raw weights, and of the best average.", ""]
+    lines += [text_table(("data", "arm", "raw", "width of the average", "average"), best_averages(runs, averages))]
     rows = [row for question in questions for row in rows_of_tests(question)]
     pd.DataFrame(rows).to_csv(folder / "second-study-tests.csv", index=False, float_format="%.7g")
     return "\n".join(lines).rstrip("\n") + "\n"
@@ -66,10 +69,12 @@ def _questions(runs: pd.DataFrame, objects: pd.DataFrame) -> Iterator[Question]:
         ("(a) Whether the saving grows with size",
          "the number of doublings by which the saving grows with each doubling of the width", growth_tests(runs)),
         ("(c) Batches of one timestep",
-         "the change of the loss from mixed batches to those of one timestep, minus that of dense",
+         "the change of the loss from mixed batches to those of one timestep, minus that of dense, and above 0 where "
+         "sampling is harder for the arm than training",
          timestep_tests(runs)),
         ("(d) Experts on objects",
-         "a ratio of experts per token, or of two such ratios, and above 1 where the claim holds",
+         "a ratio of experts per token, or of two such ratios, and above 1 where the claim holds. Token choice, switch "
+         "and loss-free bias are controls, since they give all tokens equally many experts but for drops",
          object_tests(objects)),
         ("(f) The claims of the paper",
          "a factor that is above 1 or a difference of losses that is above 0 where the claim holds",
@@ -96,7 +101,10 @@ def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
     if times.empty:
         yield text_table((), ())
         return
-    yield "The change in loss minus that of dense, over widths and seeds. It is described and not tested."
+    yield (
+        "The change in loss minus that of dense, over widths and seeds, in the tenths of t that batches of one timestep "
+        "had; t 0.1 are times from 0.1 to 0.2. It is described and not tested."
+    )
     yield ""
     ends = longest(runs)[["config_id", "data", "arm", "arm_kind"]]
     wide = times.merge(ends, on=["config_id", "data"]).pivot_table(
@@ -108,11 +116,12 @@ def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
     change = (wide["one timestep"] - wide["mixed"]).dropna(axis="columns", how="all").reset_index()
     tenths = [name for name in change.columns if name not in ("data", "arm", "arm_kind")]
     rows = []
-    for data, of_data in change.groupby("data", sort=False):
+    for data in DATA:
+        of_data = change[change["data"] == data]
         dense = of_data[of_data["arm_kind"] == "dense_same_depth"]
         sparse = of_data[of_data["arm_kind"] == "sparse"].to_dict("records") if len(dense) else []
         for row in sorted(sparse, key=lambda row: arm_order(row["arm"])):
-            rows.append([str(data), row["arm"], *(f"{row[t] - dense[t].iloc[0]:+.4f}" for t in tenths)])
+            rows.append([data, row["arm"], *(f"{row[t] - dense[t].iloc[0]:+.4f}" for t in tenths)])
     yield text_table(("data", "arm", *(f"t {int(t) / 10:.1f}" for t in tenths)), rows)
 
 
@@ -132,7 +141,8 @@ def _opening(tables: Path) -> Iterator[str]:
     yield ""
     yield (
         "This page is made by `docs/study/second_study.py` from the tables in `docs/study/second`, by the rules of the "
-        "[preregistration](second-study.md). Nothing on it is written by hand. In its tables a value is a mean over "
+        "[preregistration](second-study.md), with the [changes and deviations](second-study.md#changes-after-registration) "
+        "that are listed there. Nothing on it is written by hand. In its tables a value is a mean over "
         "seeds with its 95% interval; ▲ means that the claim is supported and ▼ that it is contradicted, after "
         "Benjamini and Hochberg's correction for all tests of the question, and no mark that it is undecided. Every "
         "test with its p-values is a row of [second-study-tests.csv](second-study-tests.csv)."
@@ -150,6 +160,24 @@ def _opening(tables: Path) -> Iterator[str]:
         yield from ("No part has run, so that there are no results.", "")
     elif any(len(seeds) < NUM_SEEDS for seeds in found.values()):
         yield from ("Seeds are missing, so that every verdict on this page is provisional.", "")
+
+
+def _rate_lines(runs: pd.DataFrame, tables: Path) -> Iterator[str]:
+    """The rate of each arm, and which of them are at an edge of the rates that were tried."""
+    for data in DATA:
+        tuning, ours = tables / f"{data}-tuning-runs.csv", runs[runs["data"] == data]
+        if tuning.exists() and len(ours):
+            tried = sorted(pd.read_csv(tuning)[RATE].unique())
+            rates = ours.groupby("arm")[RATE].first()
+            parts = [f"{rate:g} ({_arms_of(rates[rates == rate].index)})" for rate in sorted(rates.unique())]
+            edge = ", ".join(f"{rate:g}" for rate in (tried[0], tried[-1]) if rate in set(rates))
+            said = f"; {edge} is at the edge of the rates tried, so that one beyond it may be better" if edge else ""
+            yield f"- {data}: of {', '.join(f'{rate:g}' for rate in tried)} the best rates were {', '.join(parts)}{said}."
+    yield ""
+
+
+def _arms_of(arms: Iterable[str]) -> str:
+    return ", ".join(sorted(arms, key=arm_order))
 
 
 def _answer_figure(saving: Question, folder: Path) -> Iterator[str]:

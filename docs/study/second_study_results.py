@@ -34,6 +34,7 @@ SHAPES = "shapes"
 DATA = (SHAPES, "emoji")
 NUM_SEEDS = 5
 WIDTH = "model.width"
+RATE = "optim.learning_rate"
 DENSE = "Dense (same depth)"
 AXIS_TITLES = {"images_seen": "images", "train_flops": "FLOPs", "train_seconds": "seconds"}
 OBJECT_CLAIMS = {
