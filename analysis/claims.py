@@ -149,8 +149,7 @@ def correction(found: Sequence[PairedDifference]) -> str:
     strict = sum(holds(claim.p_holm) for claim in tested)
     return (
         f"Of {len(tested)} differences tested, the 95% interval excludes 0 for {before}. That number is {after} after "
-        "Benjamini and Hochberg's correction for how many were tested, by which differences are called supported, and "
-        f"{strict} after Holm's."
+        f"Benjamini and Hochberg's correction, by which differences are called supported, and {strict} after Holm's."
     )
 
 

@@ -37,8 +37,8 @@ def write_figure(drawing: Drawing, folder: Path, name: str) -> None:
 def draw_answer(tests: Iterable[Test]) -> Drawing:
     """A panel for each data set: what each arm saves in images and in seconds at the largest width, with intervals.
 
-    `tests` are those of question (a). Arms with more experts than 8, which only one data set has, are left out. A marker
-    is filled where the saving is supported or contradicted after correction.
+    `tests` are those of question (a). Arms with more experts than 8, which only one data set has, are left out. A
+    marker is filled where the saving is supported or contradicted after correction.
     """
     tests = list(tests)
     shown = pd.DataFrame(
@@ -58,7 +58,9 @@ def draw_answer(tests: Iterable[Test]) -> Drawing:
                 rows = shown[(shown["data"] == data) & (shown["axis"] == axis)]
                 heights = [arms.index(arm) + offset for arm in rows["arm"]]
                 axes.hlines(heights, rows["low"], rows["high"], color=color, linewidth=1)
-                axes.plot(rows["saving"], heights, marker, color=color, markersize=4, markerfacecolor="white", label=axis)
+                axes.plot(
+                    rows["saving"], heights, marker, color=color, markersize=4, markerfacecolor="white", label=axis
+                )
                 decided = [verdict != UNDECIDED for verdict in rows["verdict"]]
                 axes.plot(rows["saving"][decided], list(compress(heights, decided)), marker, color=color, markersize=4)
             axes.axvline(1, color="black", linewidth=0.6)

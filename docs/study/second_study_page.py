@@ -54,7 +54,10 @@ def page(tables: Path, folder: Path) -> str:
     lines += ["## (e) The ranking on emoji", "", *_ranking_lines(runs)]
     lines += question_lines(paper)
     lines += ["## Averages of the weights", ""]
-    lines += ["Losses of the longest training, means over widths and seeds: of the raw weights, and of the best average.", ""]
+    lines += [
+        "Losses of the longest training, means over widths and seeds: of the raw weights, and of the best average.",
+        "",
+    ]
     lines += [text_table(("data", "arm", "raw", "width of the average", "average"), best_averages(runs, averages))]
     rows = [row for question in questions for row in rows_of_tests(question)]
     pd.DataFrame(rows).to_csv(folder / "second-study-tests.csv", index=False, float_format="%.7g")
@@ -102,8 +105,8 @@ def _tenths(runs: pd.DataFrame, times: pd.DataFrame) -> Iterator[str]:
         yield text_table((), ())
         return
     yield (
-        "The change in loss minus that of dense, over widths and seeds, in the tenths of t that batches of one timestep "
-        "had; t 0.1 are times from 0.1 to 0.2. It is described and not tested."
+        "The change in loss minus that of dense, over widths and seeds, in the tenths of t that batches of one "
+        "timestep had; t 0.1 are times from 0.1 to 0.2. It is described and not tested."
     )
     yield ""
     ends = longest(runs)[["config_id", "data", "arm", "arm_kind"]]
@@ -141,8 +144,9 @@ def _opening(tables: Path) -> Iterator[str]:
     yield ""
     yield (
         "This page is made by `docs/study/second_study.py` from the tables in `docs/study/second`, by the rules of the "
-        "[preregistration](second-study.md), with the [changes and deviations](second-study.md#changes-after-registration) "
-        "that are listed there. Nothing on it is written by hand. In its tables a value is a mean over "
+        "[preregistration](second-study.md), with the "
+        "[changes and deviations](second-study.md#changes-after-registration) that are listed there. Nothing on it is "
+        "written by hand. In its tables a value is a mean over "
         "seeds with its 95% interval; ▲ means that the claim is supported and ▼ that it is contradicted, after "
         "Benjamini and Hochberg's correction for all tests of the question, and no mark that it is undecided. Every "
         "test with its p-values is a row of [second-study-tests.csv](second-study-tests.csv)."
@@ -172,7 +176,8 @@ def _rate_lines(runs: pd.DataFrame, tables: Path) -> Iterator[str]:
             parts = [f"{rate:g} ({_arms_of(rates[rates == rate].index)})" for rate in sorted(rates.unique())]
             edge = ", ".join(f"{rate:g}" for rate in (tried[0], tried[-1]) if rate in set(rates))
             said = f"; {edge} is at the edge of the rates tried, so that one beyond it may be better" if edge else ""
-            yield f"- {data}: of {', '.join(f'{rate:g}' for rate in tried)} the best rates were {', '.join(parts)}{said}."
+            choices = ", ".join(f"{rate:g}" for rate in tried)
+            yield f"- {data}: of the learning rates {choices} the best were {', '.join(parts)}{said}."
     yield ""
 
 

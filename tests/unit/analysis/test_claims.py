@@ -112,7 +112,7 @@ def test_differences_are_corrected_for_how_many_were_tested() -> None:
     assert unsupported_differences(found) == ["a difference from Dense for all 6 routed arms but C"]
     assert correction(found) == (
         "Of 5 differences tested, the 95% interval excludes 0 for 2. That number is 1 after Benjamini and Hochberg's "
-        "correction for how many were tested, by which differences are called supported, and 1 after Holm's."
+        "correction, by which differences are called supported, and 1 after Holm's."
     )
 
 
