@@ -123,7 +123,7 @@ def _draw_speed(axes: Axes, rows: pd.DataFrame) -> None:
     by_label = rows.set_index("arm")
     axes.set_xlabel("Images/s, relative to\nDense (same depth)")
     if not rows["baseline"].isin(rows["arm"]).any():
-        _say(axes, "Dense was not run")
+        _say(axes, "It was not run")
         return
     axes.axvline(1, color=GREY, linewidth=0.6, zorder=1)
     for y, (_, arm) in enumerate(rows.iterrows()):

@@ -176,6 +176,9 @@ def _draw_bars(axes: Axes, points: pd.DataFrame, arms: list[tuple[str, str, int]
         for i, (cost, style) in enumerate(zip(COSTS, BAR_STYLES, strict=True)):
             given = {"facecolor": color, **style}
             _draw_bar(axes, y + (i - 1) * BAR_HEIGHT, 100 * point[f"overhead_{cost}"], given)
+    if points[[f"overhead_{cost}" for cost in COSTS]].isna().all(axis=None):
+        axes.set(xticks=[], xlabel="Overhead: Dense (same depth) was not run")
+        return
     axes.axvline(0, color="black", linewidth=0.6)
     axes.margins(x=0.18)
     few_ticks(axes.xaxis)

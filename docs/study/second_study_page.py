@@ -41,7 +41,7 @@ def page(tables: Path, folder: Path) -> str:
     lines = [*_opening(tables)]
     if runs.empty:
         return "\n".join(lines) + "\n"
-    lines += [*_rate_lines(runs, tables)]
+    lines += [*rate_lines(runs, tables)]
     about = runs[["config_id", "data", "arm", "arm_kind", "images_seen", "seed", "routing.name", WIDTH]]
     objects, averages = (read_tables(tables, kind) for kind in ("objects", "averages"))
     objects = objects.merge(about, on=["config_id", "data"]) if len(objects) else objects
@@ -68,7 +68,7 @@ def _questions(runs: pd.DataFrame, objects: pd.DataFrame) -> Iterator[Question]:
     """The questions that are answered by tests, in the order of the page."""
     for title, value, tests in (
         ("(a) What an arm saves against dense, by size",
-         "how many times fewer than dense the arm needs for the same loss", saving_tests(runs)),
+         "dense's need over that of the arm for the same loss", saving_tests(runs)),
         ("(a) Whether the saving grows with size",
          "the number of doublings by which the saving grows with each doubling of the width", growth_tests(runs)),
         ("(c) Batches of one timestep",
@@ -166,7 +166,7 @@ def _opening(tables: Path) -> Iterator[str]:
         yield from ("Seeds are missing, so that every verdict on this page is provisional.", "")
 
 
-def _rate_lines(runs: pd.DataFrame, tables: Path) -> Iterator[str]:
+def rate_lines(runs: pd.DataFrame, tables: Path) -> Iterator[str]:
     """The rate of each arm, and which of them are at an edge of the rates that were tried."""
     for data in DATA:
         tuning, ours = tables / f"{data}-tuning-runs.csv", runs[runs["data"] == data]

@@ -256,6 +256,14 @@ def test_inference_time_sets_measured_beside_theoretical_overhead(write_arms: Wr
     assert row["overhead_inference_seconds_per_image"] == pytest.approx(0.25)
 
 
+def test_inference_time_without_dense_of_the_same_depth_says_so(write_arms: WriteArms) -> None:
+    arms = {"wide": ({"ffn_factor": 6.0}, {"name": "dense"}, 1e-5), "ec": ({}, {"name": "expert_choice"}, 1e-5)}
+    drawing = draw("inference-time", load_records([write_arms(arms, inference_seconds=0.01)]))
+    assert drawing.numbers["overhead_flops_per_image"].isna().all()
+    bars = drawing.figure.axes[1]
+    assert (bars.get_xlabel(), list(bars.get_xticks())) == ("Overhead: Dense (same depth) was not run", [])
+
+
 def test_inference_time_without_a_measurement_says_which_command_makes_one(write_arms: WriteArms) -> None:
     records = load_records([write_arms(seeds=(0,), inference_seconds=None)])
     with pytest.raises(MissingDataError, match="ecdit evaluate --metrics inference-time RUNS"):

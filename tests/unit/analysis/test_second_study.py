@@ -240,6 +240,18 @@ def test_no_two_routers_of_the_study_share_a_color(study: dict[str, ModuleType])
     assert len(set(colors.values())) == len(colors)
 
 
+def test_learning_rates_at_an_edge_of_those_tried_are_named(study: dict[str, ModuleType], tmp_path: Path) -> None:
+    pd.DataFrame({"optim.learning_rate": RATES}).to_csv(tmp_path / "shapes-tuning-runs.csv")
+    arms = ["MoMa (8E)", "Dense (same depth)"]
+    runs = pd.DataFrame({"data": "shapes", "arm": arms, "optim.learning_rate": [0.008, 0.016]})
+    line, _ = study["page"].rate_lines(runs, tmp_path)
+    tried = "- shapes: of the learning rates 0.002, 0.004, 0.008, 0.016 the best were 0.008 (MoMa (8E)), "
+    edge = "0.016 is at the edge of the rates tried, so that one beyond it may be better."
+    assert line == f"{tried}0.016 (Dense (same depth)); {edge}"
+    inside = runs[runs["optim.learning_rate"] == 0.008]
+    assert [*study["page"].rate_lines(inside, tmp_path)] == [f"{tried.removesuffix(', ')}.", ""]
+
+
 def test_the_figure_of_the_answer_shows_the_largest_width_of_arms_that_both_sets_have(
     study: dict[str, ModuleType], tmp_path: Path
 ) -> None:
