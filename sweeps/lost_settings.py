@@ -66,10 +66,10 @@ def _settings_of(word: str, spelled: str, line: int, source: str) -> Given:
 
 
 def _refuse_other_bases(content: YamlContent, source: str) -> None:
-    """Raises `SpecError` for a number in base 8 or 60, except in a cluster, which `cluster.py` reads as text."""
+    """Raises `SpecError` for a number to another base than 10, but in a cluster, which `cluster.py` reads as text."""
     for path, said in content.other_bases.items():
         if not any(path[: len(place)] == place for place in PLACES):
             raise SpecError(
                 f"{source}: line {content.lines[path]}: {said} in YAML.",
-                "Write it without a leading 0 or a colon, or put it in quotes.",
+                "Write it to the base 10, without a leading 0 or a colon, or put it in quotes.",
             )

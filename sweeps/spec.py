@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from experiments.config.designs import SEED
+from experiments.config.designs import OF_A_SWEEP, SEED
 from experiments.config.limits import MAX_SEED
 from experiments.config.overrides import resolved_name
 from experiments.config.values import shown
@@ -83,8 +83,12 @@ class SweepSpec(Closed):
         A grid is in W&B's order: parameters by name, the last one fastest; `run_cap` keeps the first ones, and no
         others are made. Random draws never end: the caller stops at `run_cap` runs. They follow from `seed` (default:
         `ecdit.seed` of the file, else 0) in every process and version; a parameter that is added or replaced does not
-        change the draws of the others.
+        change the draws of the others. Raises `SpecError` for a design of the whole sweep that varies.
         """
+        for name in OF_A_SWEEP:
+            if name != SEED and name not in replaced:
+                self.constant(name)
+        seed = self._seed() if seed is None else seed
         return self._grid(replaced) if self.method == "grid" else self._draws(replaced, seed)
 
     def constant(self, name: str) -> Any:
@@ -110,16 +114,16 @@ class SweepSpec(Closed):
                 settings.append(f"{name}={choices[digit]}")
             yield settings[::-1]
 
-    def _draws(self, replaced: Collection[str], seed: int | None) -> Iterator[list[str]]:
+    def _draws(self, replaced: Collection[str], seed: int) -> Iterator[list[str]]:
         leaves = self._leaves()
-        seed = self._seed(leaves) if seed is None else seed
         sources = {name: random.Random(f"{seed}/{name}") for name in leaves}  # one each: none shifts another
         while True:
             drawn = {name: parameter.draw(sources[name].random()) for name, parameter in leaves.items()}
             yield [f"{name}={value}" for name, value in drawn.items() if resolved_name(name) not in replaced]
 
-    def _seed(self, leaves: dict[str, Parameter]) -> int:
+    def _seed(self) -> int:
         """Returns the seed of the draws: the constant `ecdit.seed`, 0 unless given."""
+        leaves = self._leaves()
         seed = leaves[SEED].value if SEED in leaves else 0
         if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > MAX_SEED:
             raise SpecError(f"parameters: {SEED} is not one whole number.", f"Write `{SEED}: {{value: 1}}`.")
@@ -242,5 +246,24 @@ def _explained(error: ValidationError) -> SpecError:
         return SpecError(f"{where} is missing.", f"Add `{key}:` to the sweep file.")
     if where == "program":
         return SpecError(f"program: '{shown(str(first['input']))}' is not ecdit.", "Write `program: ecdit`.")
+    if path[:1] == ["parameters"] and first["type"] in ("model_type", "dict_type", "list_type"):
+        return _misshapen(path, first["input"])
+    if first["type"] == "too_short":
+        return SpecError(f"{where}: it is empty.", f"Give at least one {'name' if key == 'parameters' else 'value'}.")
     message = first["msg"].removeprefix("Value error, ")
     return SpecError(f"{where}: {message}.", "See the shipped specs for the form.")
+
+
+def _misshapen(path: Sequence[str], given: Any) -> SpecError:
+    """Explains what stands in place of a parameter, of its list or of the mapping of all parameters."""
+    key, text, where = path[-1], shown(str(given)), ".".join(path)
+    if key == "parameters" and len(path) % 2:
+        return SpecError(f"{where} holds no names.", "Write for example `seed: {values: [0, 1]}` below it.")
+    if len(path) % 2:  # a key of one parameter
+        return SpecError(f"{where}: {text} is not a list.", f"Write `{key}: [{text}]`.")
+    name = ".".join(path[1::2])
+    if given is None or given == []:
+        return SpecError(f"parameters: {name} has no value.", f"Write `{key}: {{value: ...}}`.")
+    if isinstance(given, list):
+        return SpecError(f"parameters: {name} is a list.", f"Write `{key}: {{values: {text}}}`.")
+    return SpecError(f"parameters: {name} is a bare value.", f"Write `{key}: {{value: {text}}}`.")

@@ -9,6 +9,7 @@ of one setting (`refuse_repeated`).
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ def read_yaml(file: Path, error_type: type[EcditError], as_text: bool) -> YamlCo
 
 def parse_yaml(written: bytes | str, source: str, error_type: type[EcditError], as_text: bool) -> YamlContent:
     """Returns the content of YAML text in memory; `source` names it in errors."""
+    _refuse_other_encoding(written, source, error_type)
     try:
         loader = _Loader(written)
         node = loader.get_single_node()
@@ -116,8 +118,23 @@ def refuse_repeated(
 def _given_twice(name: str, *both: Spelling) -> str:
     first, second = sorted(both, key=lambda spelling: spelling.line)
     if {first.text, second.text} == {name}:
-        return f"{name} is given twice, in lines {first.line} and {second.line}."
+        return f"{name} is given twice, {_in_lines(first.line, second.line)}."
     return f"{name} is given twice, in line {first.line} ({first.text}) and in line {second.line} ({second.text})."
+
+
+def _in_lines(first: int, second: int) -> str:
+    return f"in line {first}" if first == second else f"in lines {first} and {second}"
+
+
+def _refuse_other_encoding(written: bytes | str, source: str, error_type: type[EcditError]) -> None:
+    """Raises an `error_type` for bytes that are neither UTF-8 nor marked as UTF-16, the encodings of YAML."""
+    if isinstance(written, str) or written.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return
+    try:
+        written.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = written.count(b"\n", 0, error.start) + 1
+        raise error_type(f"{source} is not UTF-8 in line {line}.", "Save it as UTF-8.") from error
 
 
 class _Loader(Composer, CParser, SafeConstructor, Resolver):
@@ -216,7 +233,7 @@ class _Reader:
             if key.value in own:
                 first = own[key.value][0].start_mark.line + 1
                 name = ".".join((*path, key.value))
-                raise _RefusedYamlError(f"{name} is given twice, in lines {first} and {line}.", "Keep one of them.")
+                raise _RefusedYamlError(f"{name} is given twice, {_in_lines(first, line)}.", "Keep one of them.")
             own[key.value] = (key, value)
         merged: dict[str, tuple[Node, Node]] = {}
         for each in self._merged_nodes(own.pop("<<", None)):
@@ -246,15 +263,14 @@ class _Reader:
 
 
 def _other_base(written: str, value: Any) -> int | None:
-    """Returns the base to which YAML 1.1 reads a number, as 010 is 8 and 1:30 is 90; None where the value is the same.
-
-    Numbers such as 0x10, which only a programmer writes, count as meant.
-    """
+    """Returns the base to which YAML 1.1 reads a number, as 010 is 8 and 1:30 is 90; None where it is 10."""
     digits = written.replace("_", "").lstrip("+-")
     if not isinstance(value, int | float):
         return None
     if ":" in digits:
         return 60
+    if digits[:2] in ("0x", "0b"):
+        return 16 if digits[1] == "x" else 2
     return 8 if digits.startswith("0") and digits.isdigit() and int(digits) != abs(value) else None
 
 

@@ -131,7 +131,7 @@ def test_a_run_that_was_requeued_before_it_started_keeps_its_parameters() -> Non
     ("word", "message"),
     [
         ("optim={'learning_rate': 1", "optim is not YAML"),
-        ("optim={'learning_rate': 1, 'learning_rate': 2}", "optim: learning_rate is given twice, in lines 1 and 1."),
+        ("optim={'learning_rate': 1, 'learning_rate': 2}", "optim: learning_rate is given twice, in line 1."),
         ("optim={'learning_rat': 1}", "'optim.learning_rat' is not a setting. Did you mean 'optim.learning_rate'?"),
         ("optim={'learning_rate': [1, 2]}", "is a list. A setting takes one value; lists belong in a sweep file."),
         ("optim={'learning_rate': {'a': 1}}", "is a group."),

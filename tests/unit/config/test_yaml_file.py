@@ -37,6 +37,7 @@ def refused(text: str | bytes) -> str:
         ("a:\n  - {b: 1}\n  - b: 1\n    b: 2\n", "f.yaml: a.1.b is given twice, in lines 3 and 4."),
         ('{"a": {"b": 1,\n"b": 2}}', "f.yaml: a.b is given twice, in lines 1 and 2."),
         ("x: &x {a: 1}\ny:\n  <<: *x\n  b: 1\n  <<: *x\n", "f.yaml: y.<< is given twice, in lines 3 and 5."),
+        ("a: {b: 1, b: 2}", "f.yaml: a.b is given twice, in line 1."),
         ("x: &x {a: 1}\ny:\n  <<: *x\n  b: 1\n  b: 2\n", "f.yaml: y.b is given twice, in lines 4 and 5."),
     ],
 )
@@ -72,7 +73,7 @@ def test_a_merge_gives_way_to_what_the_mapping_says_itself() -> None:
         ("<<: 1", "<< in line 1 does not merge keys"),
         ("a: *b", "is not YAML: found undefined alias 'b' in line 1, column 4"),
         ("a: 1\n---\nb: 1", "is not YAML: expected a single document"),
-        (b"a: \xe9", "is not YAML: "),
+        (b"a: 1\n# caf\xe9\n", "f.yaml is not UTF-8 in line 2. Save it as UTF-8."),
         (b"a: \x00", "is not YAML: "),
         ("a: \x1b[31m", "is not YAML: "),
         ("a: \udc80", "is not YAML: "),
@@ -95,12 +96,16 @@ def test_values_stay_as_they_are_written_where_that_is_asked() -> None:
 
 
 def test_numbers_to_another_base_are_told_apart_from_those_that_mean_what_they_say() -> None:
-    content = parsed("a: [010, 1:30, -0_17, 12:00:00.5, 007, 08, 0, '010', 0x10, 1_000, 0.5, yes]\nb: {c: 020}\n")
+    content = parsed(
+        "a: [010, 1:30, -0_17, 12:00:00.5, 007, 08, 0, '010', 0x10, 1_000, 0.5, yes, -0b11, '0x10']\nb: {c: 020}\n"
+    )
     assert content.other_bases == {
         ("a", "0"): "010 is a number to the base 8",
         ("a", "1"): "1:30 is a number to the base 60",
         ("a", "2"): "-0_17 is a number to the base 8",
         ("a", "3"): "12:00:00.5 is a number to the base 60",
+        ("a", "8"): "0x10 is a number to the base 16",
+        ("a", "12"): "-0b11 is a number to the base 2",
         ("b", "c"): "020 is a number to the base 8",
     }
     assert parsed("a: [010, 1:30]", as_text=True).other_bases == {}

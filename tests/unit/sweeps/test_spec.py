@@ -169,7 +169,14 @@ def test_none_and_booleans_are_values():
             {"parameters": {"seed": {"value": 1, "values": [1]}}},
             r"parameters\.seed: constant takes value, not value and values",
         ),
-        ({"parameters": {"seed": {"values": []}}}, r"parameters\.seed\.values: "),
+        (
+            {"parameters": {"seed": {"values": []}}},
+            r"^parameters\.seed\.values: it is empty\. Give at least one value\.$",
+        ),
+        (
+            {"parameters": {"seed": {"values": 3}}},
+            r"^parameters\.seed\.values: 3 is not a list\. Write `values: \[3\]`\.$",
+        ),
         (
             {"parameters": {"seed": {"value": 1, "distribution": "categorical"}}},
             r"parameters\.seed: categorical takes values, not value",
@@ -177,8 +184,21 @@ def test_none_and_booleans_are_values():
         ({"parameters": {"seed": {"min": 3, "max": 1}}}, r"parameters\.seed: min 3 is not less than max 1"),
         ({"parameters": {"lr": {"min": "low", "max": 0.5}}}, r"parameters\.lr\.min"),
         ({"parameters": {"learning rate": {"value": 1}}}, r"'learning rate' is not a name W&B accepts"),
-        ({"parameters": {"seed": [0, 1]}}, r"parameters\.seed: "),
-        ({"parameters": {}}, r"parameters: "),
+        (
+            {"parameters": {"seed": [0, 1]}},
+            r"^parameters: seed is a list\. Write `seed: \{values: \[0, 1\]\}`\.$",
+        ),
+        ({"parameters": {"seed": 3}}, r"^parameters: seed is a bare value\. Write `seed: \{value: 3\}`\.$"),
+        (
+            {"parameters": {"optim": {"parameters": {"beta1": [0.8]}}}},
+            r"^parameters: optim\.beta1 is a list\. Write `beta1: \{values: \[0\.8\]\}`\.$",
+        ),
+        ({"parameters": {"seed": None}}, r"^parameters: seed has no value\. Write `seed: \{value: \.\.\.\}`\.$"),
+        (
+            {"parameters": []},
+            r"^parameters holds no names\. Write for example `seed: \{values: \[0, 1\]\}` below it\.$",
+        ),
+        ({"parameters": {}}, r"^parameters: it is empty\. Give at least one name\.$"),
         ({"program": "train.py"}, r"program: 'train.py' is not ecdit\. Write `program: ecdit`"),
         ({"run_cap": 0}, r"run_cap: "),
     ],
@@ -217,8 +237,20 @@ def test_a_range_without_steps_has_no_grid():
 
 @pytest.mark.parametrize("given", [{"value": "one"}, {"values": [0, 1]}, {"value": True}])
 def test_the_seed_of_the_draws_is_one_whole_number(given):
-    with pytest.raises(SpecError, match=r"ecdit\.seed is not one whole number\. Write `ecdit\.seed: \{value: 1\}`"):
+    message = r"ecdit\.seed is not one whole number\. Write `ecdit\.seed: \{value: 1\}`"
+    with pytest.raises(SpecError, match=message):
         draws(1, **{"ecdit.seed": given})
+    with pytest.raises(SpecError, match=message):  # a grid has no draws, and no second seed either
+        make_plan(spec(parameters={"model.name": {"value": "nano"}, "ecdit.seed": given}))
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+@pytest.mark.parametrize("name", ["ecdit.cluster", "ecdit.on_divergence", "ecdit.tune"])
+def test_a_design_of_the_whole_sweep_does_not_vary(name, method):
+    given = {"model.name": {"value": "nano"}, name: {"values": [{"time": 10}, {"time": 20}]}}
+    with pytest.raises(SpecError) as caught:
+        make_plan(spec(method=method, run_cap=2, parameters=given))
+    assert str(caught.value) == f"parameters: {name} is not a single constant. Write `{name}: {{value: ...}}`."
 
 
 def test_a_grid_that_is_too_large_is_taken_for_a_slip():
@@ -261,6 +293,11 @@ HEAD = "program: ecdit\nmethod: grid\n"
         (
             HEAD + "parameters:\n  seed: {value: 0}\n  train.images: {value: 64}\n  seed: {values: [1, 2]}\n",
             "parameters.seed is given twice, in lines 4 and 6.",
+        ),
+        (HEAD + "parameters:\n  seed: {value: 0, value: 1}\n", "parameters.seed.value is given twice, in line 4."),
+        (
+            HEAD + "parameters: {train: {parameters: {images: {value: 1}}}, train.images: {value: 2}}\n",
+            "train.images is given twice, in line 3.",
         ),
         (HEAD + "method: random\nparameters:\n  seed: {value: 0}\n", "method is given twice, in lines 2 and 3."),
         (
@@ -331,8 +368,10 @@ ALONE = "is read only as a parameter of its own. Write `{0}: {{value: ...}}` bel
 @pytest.mark.parametrize(
     ("parameter", "message"),
     [
-        ("seed: {values: [1, 010]}", "010 is a number to the base 8 in YAML. Write it without a leading 0 or a colon,"),
-        ("seed: {value: 1:30}", "1:30 is a number to the base 60 in YAML. Write it without a leading 0 or a colon, or"),
+        ("seed: {values: [1, 010]}", "010 is a number to the base 8 in YAML. Write it to the base 10, without a"),
+        ("seed: {value: 1:30}", "1:30 is a number to the base 60 in YAML. Write it to the base 10, without a"),
+        ("seed: {values: [0x10]}", "0x10 is a number to the base 16 in YAML. Write it to the base 10, without a"),
+        ("seed: {value: 0b11}", "0b11 is a number to the base 2 in YAML."),
         ("train: {parameters: {images: {value: 0100}}}", "0100 is a number to the base 8 in YAML."),
         ("ecdit: {value: {seed: 5}}", f"ecdit.seed {ALONE.format('ecdit.seed')}"),
         ("ecdit: {value: {cluster: {time: 10}}}", f"ecdit.cluster {ALONE.format('ecdit.cluster')}"),
