@@ -215,8 +215,10 @@ def table_rows(
     try:
         dataset = dataset.select_columns(columns.names).cast_column(image, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # as pyarrow's errors are
+        is_list = isinstance(dataset.features[image], datasets.List | datasets.LargeList)
+        said = "it holds lists" if is_list else first_line(error)
         raise ConfigError(
-            f"the column {image!r} of {source} holds no images: {first_line(error)}.",
+            f"the column {image!r} of {source} holds no images: {said}.",
             "Name the right one with --image-column.",
         ) from error
     if dataset.features[own] in (datasets.Value("string"), datasets.Value("large_string")):

@@ -25,7 +25,7 @@ from experiments.data.prepare.image_tables import (
     loaded,
     table_rows,
 )
-from experiments.data.prepare.path_tables import read_schema
+from experiments.data.prepare.parquet_schema import check_once, read_schema
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError
 from experiments.text import shortened
@@ -56,6 +56,8 @@ def open_parquet(
     for of_file in types.values():
         known = _joined(datasets, known, of_file)
     columns = find_columns(datasets, known, source, image_column, caption_column, text)
+    for path in counts:
+        check_once(path, schemas[path].names, columns.names)
     _check_classes(datasets, types, known, columns.holding_text)
     wanted = {name: known[name] for name in columns.names}
     try:

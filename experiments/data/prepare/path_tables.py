@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,12 +19,12 @@ from pyarrow import parquet
 
 from experiments.data.prepare.folders import ImageFile
 from experiments.data.prepare.pairing import is_image
-from experiments.data.prepare.source_rows import look_up, raise_if_passing
+from experiments.data.prepare.parquet_schema import check_once, has_bytes, is_bytes, is_text, read_schema, reading
+from experiments.data.prepare.source_rows import look_up
 from experiments.data.prepare.table_lines import NOT_TEXT, TableRow, read_lines
 from experiments.data.prepare.text_columns import CAPTIONS, TextColumn
 from experiments.errors import ConfigError, did_you_mean
 from experiments.inputs import PIECE_BYTES
-from experiments.text import first_line
 
 TABLE_SUFFIXES = (".jsonl", ".csv", ".parquet")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -132,7 +131,7 @@ def _read_parquet(
     schema = read_schema(path)
     caption = find_text_column(schema.names, str(path), caption_column, text)
     files = [_image_file(name, label, row, image, caption) for label, row in _parquet_rows(path, image, caption)]
-    may_hold_images = image != image_column and any(_is_bytes(each.type) for each in schema if each.name != caption)
+    may_hold_images = image != image_column and any(is_bytes(each.type) for each in schema if each.name != caption)
     if may_hold_images and not any(os.path.lexists(folder / file.name) for file in files):
         return None
     return files, caption
@@ -149,8 +148,8 @@ def holds_images(path: Path, image_column: str | None) -> bool:
     Plain bytes may be something else, such as hashes, so that the first rows tell what they are.
     """
     schema = read_schema(path)
-    plain = [field.name for field in schema if _is_bytes(field.type)]
-    if not any(map(_has_bytes, schema.types)) and not _begins_with_images(path, plain):
+    plain = [field.name for field in schema if is_bytes(field.type)]
+    if not any(map(has_bytes, schema.types)) and not _begins_with_images(path, plain):
         return False
     image = path_column(_text_columns(path, image_column), image_column)
     return image is None or (image != image_column and not _names_files(path, image))
@@ -161,7 +160,7 @@ def _begins_with_images(path: Path, columns: Sequence[str]) -> bool:
     if not columns:
         return False
     # Without a buffer a whole group of rows would be read into memory.
-    with _reading(path), parquet.ParquetFile(path, buffer_size=PIECE_BYTES) as file:
+    with reading(path), parquet.ParquetFile(path, buffer_size=PIECE_BYTES) as file:
         rows = next(file.iter_batches(SAMPLED_IMAGES, columns=columns), None)
     values = [] if rows is None else [value for column in rows.columns for value in column.to_pylist()]
     return any(value is not None and is_image(value) for value in values)
@@ -206,26 +205,6 @@ def _text_column(columns: Collection[str], given: str | None, text: TextColumn) 
     return next((name for name in text.columns if name in columns), None)
 
 
-def read_schema(path: Path) -> pa.Schema:
-    """Returns the schema of a Parquet file. Raises `ConfigError` for any other file."""
-    if not path.is_file():  # opening a FIFO would block for ever
-        raise ConfigError(f"SOURCE {path} cannot be read: it is not a regular file.", "Name or copy the file itself.")
-    with _reading(path):
-        schema: pa.Schema = parquet.read_schema(path)
-    return schema
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns errors while a Parquet file is read into a `ConfigError`, or as `raise_if_passing` does."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        if isinstance(error, OSError):
-            raise_if_passing(error, str(path))
-        raise ConfigError(f"SOURCE {path} cannot be read: {first_line(error)}.", "Check this file.") from error
-
-
 def _columns(rows: Iterable[TableRow], most: int | None = None) -> list[str]:
     """Returns the keys of the first `most` rows that can be read, or of all of them."""
     readable = (row for _, row in rows if not isinstance(row, str))
@@ -237,41 +216,26 @@ def _text_columns(path: Path, given: str | None) -> list[str]:
     holds images: a path beside such an image only describes it.
     """
     schema = read_schema(path)
-    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_text(kind)]
+    texts = [name for name, kind in zip(schema.names, schema.types, strict=True) if is_text(kind)]
     others = [field for field in schema if field.name not in texts]
-    holds_images = any(field.name in PATH_COLUMNS or _has_bytes(field.type) for field in others)
+    holds_images = any(field.name in PATH_COLUMNS or has_bytes(field.type) for field in others)
     return [] if holds_images and given not in texts else texts
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    """Says whether `kind` is that of plain bytes."""
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _has_bytes(kind: pa.DataType) -> bool:
-    """Says whether `kind` is the struct type in which `datasets` stores images."""
-    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
 def _parquet_rows(path: Path, image: str, caption: str) -> list[TableRow]:
     """Returns the rows with text as bytes, so that bytes that are not UTF-8 cost only their own row when decoded."""
     names = read_schema(path).names
     wanted = list(dict.fromkeys([image, caption if caption in names else caption.partition(".")[0]]))
-    with _reading(path):
+    check_once(path, names, wanted)
+    with reading(path):
         table = parquet.read_table(path, columns=wanted)
         for place, field in enumerate(table.schema):
-            if _is_text(field.type):
+            if is_text(field.type):
                 column = table.column(place)
                 plain = column.cast(field.type.value_type) if pa.types.is_dictionary(field.type) else column
                 table = table.set_column(place, field.name, plain.cast(pa.large_binary()))
         rows = table.to_pylist()
     return [(f"{path.name} row {number}", row) for number, row in enumerate(rows)]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    """Says whether a column holds strings, also where it holds the numbers of different ones, as pandas stores them."""
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(pa.types.is_string(value) or pa.types.is_large_string(value))
 
 
 def path_column(columns: Sequence[str], given: str | None) -> str | None:

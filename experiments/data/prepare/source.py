@@ -46,12 +46,11 @@ from experiments.data.prepare.request import DEFAULT_SPLIT
 from experiments.data.prepare.source_rows import ReadableRows, Row, UnusableRowError
 from experiments.data.prepare.tars import open_tars
 from experiments.data.prepare.text_columns import CAPTIONS, LABELS, TextColumn
-from experiments.data.prepare.unread_files import say_unread
+from experiments.data.prepare.unread_files import UNUSED, say_unread, say_unread_tables
 from experiments.errors import ConfigError
 
 SAMPLED_ROWS = 16
 SHOWN_TABLES = 3
-UNUSED = "Not used: "
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 PACKED_SUFFIXES = (".parquet", ".tar")
 CLASS_FOLDERS = "folders"
@@ -157,7 +156,7 @@ def _of_images(asked: Asked, listing: Listing) -> SourceRows | None:
     if any(map(is_metadata, listing.tables)):
         try:
             if named := _named_by_tables(asked, listing):
-                return named
+                return replace(named, notes=(*named.notes, *say_unread_tables(asked, listing)))
         except LacksTextError as error:  # the same error is raised where there is no text elsewhere
             tables = [*listing.tables, *(name for name in all_tables(listing.names) if name not in listing.tables)]
             if found := _not_of_metadata(asked, replace(listing, tables=tables)):

@@ -120,6 +120,23 @@ def test_packed_files_beside_loose_images_are_said_to_be_unread_and_change_nothi
     )
 
 
+def test_tables_beside_metadata_that_are_read_are_said_to_be_unread(tmp_path: Path) -> None:
+    files = {"1.png": PNG, "2.png": PNG, "metadata.jsonl": b'{"file_name": "1.png", "caption": "one", "label": "a"}'}
+    source = write(tmp_path / "source", files)
+    assert open_rows(source).notes == ()
+    more = b"file_name,caption\n2.png,two\n"
+    write(source, {"metadata.csv": more, "more.csv": more})
+    write_parquet(source / "more.parquet", {"image": embedded("2.png"), "caption": ["two"]})
+    assert rows_of(source) == ({"1.png": "one"}, {"2.png": "no caption"})
+    said = "Not used: metadata.csv, more.csv, because the captions are read from metadata.jsonl. To use their rows"
+    tables, packed_files = open_rows(source).notes
+    assert tables == f"{said}, add them there."
+    assert "are not read: more.parquet. To use them" in packed_files
+    assert said.replace("captions", "labels") in "".join(classes(source, "label")[1])
+    write(source, {"b/3.png": PNG, "b/metadata.csv": b"file_name,caption\n3.png,three\n"})
+    assert "more.csv, because the captions are read from b/metadata.csv, metadata.jsonl." in open_rows(source).notes[0]
+
+
 def test_archives_beside_tars_are_said_to_be_unread(tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"1.tar.gz": b"x", "2.tgz": b"x", "3.zip": b"x"})
     write_tar(source / "0.tar", {"1.jpg": JPG, "1.txt": b"one"})
@@ -534,3 +551,53 @@ def test_labels_that_are_none_are_refused_with_the_reason(tmp_path: Path) -> Non
         ConfigError, match=r"no label of a class \(row 0: its label 0\.5 is no whole number\)\. Name the "
     ):
         prepare(Request(str(file), text="labels", image_size=8), tmp_path / "set")
+
+
+VIEWS = pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())])
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (pa.array([PNG, PNG], pa.binary_view()), pa.string_view()),
+        (pa.array([PNG, PNG], pa.large_binary()), pa.large_string()),
+        (pa.array([{"bytes": PNG}] * 2, VIEWS), pa.string_view()),
+        (pa.array(["1.png", "2.png"], pa.string_view()), pa.string_view()),
+        (pa.array(["1.png", "2.png"], pa.large_string()), pa.large_string()),
+    ],
+    ids=["bytes", "large bytes", "struct", "paths", "large paths"],
+)
+def test_columns_of_parquet_may_be_views_or_large(image: pa.Array, text: pa.DataType, tmp_path: Path) -> None:
+    has_paths = image.type in (pa.string_view(), pa.large_string())
+    source = write(tmp_path / "source", {"1.png": PNG, "2.png": PNG} if has_paths else {})
+    captions = pa.array([b"one", b"\xe4"], pa.large_binary()).view(pa.large_string()).cast(text)
+    write_parquet(source / "a.parquet", {"image": image, "caption": captions})
+    rows = open_rows(source)
+    assert (len(rows), rows.read(0).caption, rows.read(0).content) == (2, "one", PNG)
+    with pytest.raises(UnusableRowError, match="not UTF-8"):
+        rows.read(1)
+
+
+@pytest.mark.parametrize("names", [("image", "caption", "caption"), ("image", "image", "caption")])
+@pytest.mark.parametrize("image", [{"bytes": PNG}, PNG, "1.png"], ids=["struct", "bytes", "path"])
+def test_a_column_that_is_read_and_that_a_parquet_file_has_twice_is_refused(
+    names: tuple[str, ...], image: object, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "source", {"1.png": PNG} if image == "1.png" else {})
+    columns = [pa.array([image if name == "image" else "one"]) for name in names]
+    source.mkdir(exist_ok=True)
+    parquet.write_table(pa.table(columns, names=list(names)), source / "a.parquet")
+    with pytest.raises(ConfigError, match=rf"a\.parquet cannot be read: it has the column '{names[1]}' twice"):
+        open_rows(source)
+
+
+def test_a_column_that_is_not_read_may_be_there_twice(tmp_path: Path) -> None:
+    table = pa.table([embedded("1.png"), ["one"], ["x"], ["y"]], names=["image", "caption", "url", "url"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert open_rows(tmp_path).read(0).caption == "one"
+
+
+def test_lists_in_the_place_of_images_are_said(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": [[{"bytes": PNG, "path": None}]], "caption": ["one"]})
+    with pytest.raises(ConfigError, match="holds no images: it holds lists"):
+        open_rows(tmp_path)
