@@ -115,11 +115,12 @@ def _costs_per_image(runs: Sequence[PlannedRun]) -> dict[str, float]:
 
     Small models take longer for a FLOP than large ones, which an estimate from a calibration contains.
     """
-    seconds = [None if run.estimate is None else run.estimate.seconds for run in runs]
-    return {
-        run.name: float(run.train_flops_per_image) if one is None or None in seconds else one / run.images
-        for run, one in zip(runs, seconds, strict=True)
+    known = {
+        run.name: run.estimate.seconds / run.images
+        for run in runs
+        if run.estimate is not None and run.estimate.seconds is not None
     }
+    return known if len(known) == len(runs) else {run.name: float(run.train_flops_per_image) for run in runs}
 
 
 class _Session:

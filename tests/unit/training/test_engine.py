@@ -159,6 +159,6 @@ def test_the_balance_loss_pulls_as_much_with_accumulation(router: str, precision
 
 
 def test_a_run_that_began_in_bf16_is_not_continued_without_fp32_weights(one_process: None) -> None:
-    """With `train.precision=auto` a layout can be asked for that only a run in fp32 can take."""
+    """Its settings do not show the fault: `train.precision=auto` is bf16 where it began on an accelerator."""
     with pytest.raises(ConfigError, match=r"^parallel\.zero_stage=0 does not fit this run, which trains in bf16"):
         build_engine(load_config(["model=nano", "parallel.zero_stage=0"]), "bf16")
